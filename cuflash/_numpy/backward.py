@@ -1,0 +1,172 @@
+"""Backward: gradients by recomputing each score tile from the lse, as FlashAttention-2 does.
+
+A chain is the work that one thread owns: key/value heads that write the same part of a bias gradient (one head, where
+there is none), and a part of the keys. It walks their query tiles in a fixed order and keeps dk and dv of its keys to
+itself; dq is kept once for each part and added in order. So nothing is shared, and bits do not depend on threads.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuflash._device import cpu_device
+from cuflash._numpy import threads
+from cuflash._numpy.bias_gradient import BiasGradient
+from cuflash._numpy.forward import empty_like, probabilities, row_shift, tiles
+from cuflash._numpy.scores import BASE_2, BASE_E, Block, QueryBlock, as_operand, visible_keys
+from cuflash._plan import CpuBackwardPlan, make_backward_plan
+from cuflash._problem.attention import Backward, Operands, Problem
+
+Array = Any
+
+
+def backward(given: Backward) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    """dq, dk, dv, dbias and dsinks in the shapes and dtypes of the operands; None for what was not given."""
+    problem, operands = given.call.problem, given.call.operands
+    plan = make_backward_plan(problem, cpu_device())
+    grads = _Gradients(problem, plan)
+    delta = np.einsum("...d,...d->...", given.dout, given.out, dtype=problem.accumulator)
+    if given.dlse is not None:
+        delta -= given.dlse
+
+    parts = list(enumerate(tiles(slice(0, problem.lk), plan.part)))
+    work = [(chain, number, keys) for number, keys in parts for chain in grads.chains(problem, plan)]
+    threads.run(work, lambda: _Worker(given, plan, grads, delta), plan.threads)
+
+    form, dtype = given.call.form, problem.accumulator
+    dq = grads.dq.sum(axis=0) if plan.parts > 1 else grads.dq[0]
+    dq *= dtype(problem.scale)
+    grads.dk *= dtype(problem.softcap or (1.0 / (BASE_2 if plan.base2 else BASE_E).nat))
+    dq = _shaped(dq, given.q, form)
+    dk, dv = _shaped(grads.dk, given.k, form), _shaped(grads.dv, given.v, form)
+    dbias = None
+    if given.bias is not None and grads.bias is not None:
+        dbias = sum_to(grads.bias.total(), given.bias.shape).astype(given.bias.dtype, copy=False)
+    dsinks = None
+    if given.sinks is not None:
+        dsinks = _sink_gradient(given.sinks, given.lse, delta, problem)
+    return dq, dk, dv, dbias, dsinks
+
+
+class _Gradients:
+    """Where the threads write: each element by one chain alone."""
+
+    def __init__(self, problem: Problem, plan: CpuBackwardPlan) -> None:
+        p, dtype = problem, problem.accumulator
+        self.dq = np.zeros((plan.parts, *p.batch, p.hq, p.lq, p.d), dtype)
+        self.dk = np.zeros((*p.batch, p.hk, p.lk, p.d), dtype)
+        self.dv = np.zeros((*p.batch, p.hk, p.lk, p.dv), dtype)
+        self.bias = BiasGradient(problem, plan.parts) if problem.bias is not None else None
+
+    def chains(self, problem: Problem, plan: CpuBackwardPlan) -> list[list[tuple[tuple[int, ...], slice]]]:
+        """Batch entries and runs of key/value heads, together where they write the same slice of the bias gradient."""
+        runs = tiles(slice(0, problem.hk), max(1, plan.heads // problem.group) if problem.group else 1)
+        together: dict[Any, list[tuple[tuple[int, ...], slice]]] = {}
+        for index in np.ndindex(problem.batch):
+            for run in runs:
+                slot = (index, run.start) if self.bias is None else self.bias.slot(index, run.start)
+                together.setdefault(slot, []).append((index, run))
+        return list(together.values())
+
+
+class _Scratch(NamedTuple):
+    """Score tiles of one thread."""
+
+    scores: Array
+    ds: Array
+    tanh: Array
+
+
+class _Worker:
+    """Runs chains, one after another, with scratch memory of its own."""
+
+    def __init__(self, given: Backward, plan: CpuBackwardPlan, grads: _Gradients, delta: Array) -> None:
+        self.given, self.plan, self.grads, self.delta = given, plan, grads, delta
+        self.problem: Problem = given.call.problem
+        self.operands: Operands = given.call.operands
+        self.units = BASE_2 if plan.base2 else BASE_E
+        size = plan.heads * plan.q_tile * plan.kv_tile
+        self.scratch = _Scratch(*(np.empty(size, self.problem.accumulator) for _ in range(3)))
+
+    def __call__(self, item: tuple[list[tuple[tuple[int, ...], slice]], int, slice]) -> None:
+        chain, part, keys = item
+        group, dtype = self.problem.group, self.problem.accumulator
+        for index, run in chain:
+            k = as_operand(self.operands.k[index][run, keys], dtype)
+            v = as_operand(self.operands.v[index][run, keys], dtype)
+            for heads in tiles(slice(run.start * group, run.stop * group), self.plan.heads):
+                for rows in tiles(slice(0, self.problem.lq), self.plan.q_tile):
+                    seen = visible_keys(self.problem, self.operands, index, rows)
+                    span = slice(max(seen.start, keys.start), min(seen.stop, keys.stop))
+                    if span.start < span.stop:
+                        self._rows(Block(index, heads, rows, span), run, part, keys.start, k, v)
+
+    def _rows(self, block: Block, run: slice, part: int, first: int, k: Array, v: Array) -> None:
+        """All that a tile of query rows adds, over the keys of its block; k and v (hk, keys, dim) begin at `first`."""
+        queries = QueryBlock(self.problem, self.operands, block, self.units)
+        dout, delta, lse, dq_out = (
+            array[block.index][block.heads, block.rows]
+            for array in (self.given.dout, self.delta, self.given.lse, self.grads.dq[part])
+        )
+        dout = dout.astype(queries.dtype, order="C").reshape(*queries.q.shape[:2], self.problem.dv)
+        delta = delta.reshape(*queries.q.shape[:2], 1)
+        shift = row_shift(lse, queries, self.units)
+        dq = np.zeros(queries.q.shape, queries.dtype)
+        dk, dv = self.grads.dk[block.index][run], self.grads.dv[block.index][run]
+        for keys in tiles(block.keys, self.plan.kv_tile):
+            here = slice(keys.start - first, keys.stop - first)
+            ds, p = self._tile(queries, block, keys, k[:, here], v[:, here], dout, shift, delta, part)
+            dv[:, keys] += p.swapaxes(1, 2) @ dout
+            dk[:, keys] += ds.swapaxes(1, 2) @ queries.q
+            dq += ds @ k[:, here]
+        dq_out[...] = dq.reshape(dq_out.shape)
+
+    def _tile(
+        self, queries: QueryBlock, block: Block, keys: slice, k: Array, v: Array, dout: Array, shift: Array,
+        delta: Array, part: int,
+    ) -> tuple[Array, Array]:  # fmt: skip
+        """Gradient of the products scale * q.k, and the probabilities, of one tile (hk, rows, keys)."""
+        capped = self.problem.softcap is not None
+        shape = (*dout.shape[:2], k.shape[1])
+        ds, tanh = (buffer[: prod(shape)].reshape(shape) for buffer in self.scratch[1:])
+        p = queries.scores(k, keys, self.scratch.scores, tanh if capped else None)
+        probabilities(p, shift, self.units)
+        np.matmul(dout, v.swapaxes(1, 2), out=ds)
+        ds -= delta
+        ds *= p
+        if self.grads.bias is not None:
+            self.grads.bias.add(ds.reshape(*queries.shape, shape[-1]), block, keys, part)
+        if capped:
+            np.multiply(tanh, tanh, out=tanh)
+            np.subtract(1, tanh, out=tanh)
+            ds *= tanh
+        return ds, p
+
+
+def _sink_gradient(sinks: Array, lse: Array, delta: Array, problem: Problem) -> Array:
+    """A sink is a key with no value: its probability times minus (dout . out), plus what dlse gives it."""
+    logits = sinks.astype(problem.accumulator)[:, None]
+    share = np.exp(logits - np.where(np.isneginf(lse), np.inf, lse))
+    heads_last = np.moveaxis(-share * delta, -2, -1).reshape(-1, problem.hq)
+    return heads_last.sum(axis=0).astype(sinks.dtype, copy=False)
+
+
+def _shaped(total: Array, operand: Array, form: str) -> Array:
+    """A gradient (*batch, heads, length, dim) as its operand is: layout, axes, dtype, order of memory."""
+    if form == "flat":
+        total = total[0]
+    elif form == "blhd":
+        total = total.swapaxes(-3, -2)
+    grad = empty_like(operand, operand.shape)
+    grad[...] = sum_to(total, operand.shape)
+    return grad
+
+
+def sum_to(total: Array, shape: tuple[int, ...]) -> Array:
+    """Sum over the axes along which an array of `shape` was broadcast."""
+    total = total.sum(axis=tuple(range(total.ndim - len(shape)))) if total.ndim > len(shape) else total
+    axes = tuple(axis for axis, size in enumerate(shape) if size == 1 and total.shape[axis] != 1)
+    return total.sum(axis=axes, keepdims=True) if axes else total

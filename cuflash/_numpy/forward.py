@@ -1,0 +1,176 @@
+"""Forward: out = softmax(scores) v and its lse, block by block; decoding over a cache is the same walk over its parts.
+
+A block is a tile of query rows, with as many heads of one group as fit. It walks the keys it can see in tiles and keeps
+a running softmax, so no more than one score tile per thread ever exists. Where a block's keys are cut into parts, the
+parts run as blocks of their own, and whoever finishes the last of them merges all in order: the bits are the same
+whoever ran what.
+"""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+import numpy as np
+
+from cuflash._device import cpu_device
+from cuflash._numpy import threads
+from cuflash._numpy.online_softmax import OnlineSoftmax
+from cuflash._numpy.scores import BASE_2, BASE_E, Block, QueryBlock, Units, as_operand, visible_keys
+from cuflash._plan import CpuPlan, make_plan
+from cuflash._problem.attention import Call, Operands, Problem
+
+Array = Any
+
+
+def forward(call: Call) -> tuple[Array, Array]:
+    """Output and lse of a call, in the arrays that it brought or in new ones."""
+    problem = call.problem
+    out, lse = call.out, call.lse
+    if out is None:
+        out = empty_like(call.like, call.out_shape)
+    if lse is None:
+        lse = np.empty(call.lse_shape, problem.accumulator)
+    run_forward(problem, call.operands, call.canonical(out), call.canonical_lse(lse))
+    return out, lse
+
+
+decode = forward
+
+
+def empty_like(like: Array, shape: tuple[int, ...]) -> Array:
+    """A new array in the memory order of `like`, so that undoing a transpose of it is free."""
+    return np.empty_like(like, shape=shape, subok=False)
+
+
+def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) -> None:
+    """Fill out (*batch, hq, lq, dv) and lse (*batch, hq, lq)."""
+    plan = make_plan(problem, cpu_device())
+    units, dtype = BASE_2 if plan.base2 else BASE_E, problem.accumulator
+    work = [part for block in walk(problem, plan) for part in _cut(problem, operands, plan, block)]
+    work.sort(key=lambda item: item[0].keys.start - item[0].keys.stop)
+
+    def make_worker() -> Any:
+        scratch = np.empty(plan.heads * plan.q_tile * plan.kv_tile, dtype)
+
+        def worker(item: tuple[Block, int, _Merger]) -> None:
+            block, part, merger = item
+            queries = QueryBlock(problem, operands, block, units)
+            state = None
+            for keys in tiles(block.keys, plan.kv_tile):
+                k, v = as_operand(queries.k[:, keys], dtype), as_operand(queries.v[:, keys], dtype)
+                scores = queries.scores(k, keys, scratch)
+                if state is None:
+                    state = OnlineSoftmax.of_tile(scores, v, units)
+                else:
+                    state.step(scores, v)
+            whole = merger.add(part, state or OnlineSoftmax(queries.q.shape[:2], problem.dv, dtype, units))
+            if whole is not None:
+                _finish(whole, block, operands, units, out, lse)
+
+        return worker
+
+    threads.run(work, make_worker, plan.threads)
+
+
+def _finish(state: OnlineSoftmax, block: Block, operands: Operands, units: Units, out: Array, lse: Array) -> None:
+    if operands.sinks is not None:
+        logits = operands.sinks[block.heads].astype(state.total.dtype) * state.total.dtype.type(units.nat)
+        state.add_sinks(np.repeat(logits, block.rows.stop - block.rows.start).reshape(state.total.shape))
+    state.finish(out[block.index][block.heads, block.rows], lse[block.index][block.heads, block.rows])
+
+
+def walk(problem: Problem, plan: CpuPlan) -> list[Block]:
+    """Every block of a problem once, its keys yet to be found."""
+    heads = tiles(slice(0, problem.hq), plan.heads)
+    rows = tiles(slice(0, problem.lq), plan.q_tile)
+    return [Block(index, h, r, _NO_KEYS) for index in np.ndindex(problem.batch) for h in heads for r in rows]
+
+
+_NO_KEYS = slice(0, 0)
+
+
+def tiles(span: slice, size: int) -> list[slice]:
+    """A span cut into tiles of `size`, the last one shorter."""
+    return [slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)]
+
+
+def _cut(problem: Problem, operands: Operands, plan: CpuPlan, block: Block) -> list[tuple[Block, int, _Merger]]:
+    """A block once for each part of the keys it can see, with the merger that its parts share."""
+    keys = visible_keys(problem, operands, block.index, block.rows)
+    part = plan.part or max(1, keys.stop - keys.start)
+    if plan.parts is not None:
+        part = -(-part // plan.parts)
+    parts = tiles(keys, part) or [keys]
+    merger = _Merger(len(parts))
+    return [(block._replace(keys=span), number, merger) for number, span in enumerate(parts)]
+
+
+class _Merger:
+    """Collects the states of a block's parts; the last to arrive gets them merged, in order of the keys."""
+
+    __slots__ = ("_lock", "_missing", "_states")
+
+    def __init__(self, parts: int) -> None:
+        self._states: list[OnlineSoftmax | None] = [None] * parts
+        self._missing = parts
+        self._lock = threading.Lock() if parts > 1 else None
+
+    def add(self, part: int, state: OnlineSoftmax) -> OnlineSoftmax | None:
+        """The state of the whole block if this was the last part, else None."""
+        if self._lock is None:
+            return state
+        with self._lock:
+            self._states[part] = state
+            self._missing -= 1
+            if self._missing:
+                return None
+        whole, *others = self._states
+        assert whole is not None
+        for other in others:
+            assert other is not None
+            whole.merge(other)
+        return whole
+
+
+def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
+    """The softmax itself, (..., hq, lq, lk): one pass for the lse, one to write exp(score - lse)."""
+    problem, operands = call.problem, call.operands
+    if out is None:
+        out = np.empty(shape, call.like.dtype)
+    out[...] = 0
+    filled = out[None] if out.ndim == 2 else out
+    lse = np.empty(filled.shape[:-1], problem.accumulator)
+    run_forward(problem, operands, np.empty((*lse.shape, 0), problem.accumulator), lse)
+
+    plan = make_plan(problem, cpu_device())
+    units, dtype = BASE_2 if plan.base2 else BASE_E, problem.accumulator
+
+    def make_worker() -> Any:
+        scratch = np.empty(plan.heads * plan.q_tile * plan.kv_tile, dtype)
+
+        def worker(block: Block) -> None:
+            queries = QueryBlock(problem, operands, block, units)
+            shift = row_shift(lse[block.index][block.heads, block.rows], queries, units)
+            for keys in tiles(visible_keys(problem, operands, block.index, block.rows), plan.kv_tile):
+                scores = queries.scores(as_operand(queries.k[:, keys], dtype), keys, scratch)
+                probabilities(scores, shift, units)
+                target = filled[block.index][block.heads, block.rows, keys]
+                target[...] = scores.reshape(target.shape)
+
+        return worker
+
+    threads.run(walk(problem, plan), make_worker, plan.threads)
+    return out
+
+
+def row_shift(lse: Array, queries: QueryBlock, units: Units) -> Array:
+    """The lse (heads, rows) of a block in the scores' units, (hk, rows, 1); +inf, so exp gives 0, where no key was seen."""
+    shift = lse.reshape(*queries.q.shape[:2], 1) * lse.dtype.type(units.nat)
+    return np.where(shift == -np.inf, lse.dtype.type(np.inf), shift)
+
+
+def probabilities(scores: Array, shift: Array, units: Units) -> None:
+    """Scores to exp(score - lse), in place."""
+    np.subtract(scores, shift, out=scores)
+    units.exp(scores, out=scores)

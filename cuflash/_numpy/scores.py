@@ -1,0 +1,134 @@
+"""Score tiles of one block of queries: scale, softcap, bias, mask, in that order, and which keys the block can see.
+
+In base 2 scores are kept in units of ln 2 (one nat is log2 e of them), because exp2 runs faster than exp where it is
+vectorised; the factor rides on the scale and costs nothing.
+"""
+
+from __future__ import annotations
+
+from math import e, log2
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuflash._problem.attention import Operands, Problem
+
+Array = Any
+
+
+class Units(NamedTuple):
+    """The exponential in use and what one nat is in its units."""
+
+    exp: Any
+    nat: float
+
+
+BASE_E = Units(np.exp, 1.0)
+BASE_2 = Units(np.exp2, log2(e))
+
+
+class Block(NamedTuple):
+    """Some rows of some heads of one batch entry: of one key/value head, or of several with all their query heads."""
+
+    index: tuple[int, ...]  # batch entry
+    heads: slice
+    rows: slice
+    keys: slice  # the keys to visit: a part of those that any of the rows can see
+
+
+def as_operand(tile: Array, dtype: Any) -> Array:
+    """Tiles (heads, keys, dim) as BLAS takes them without a detour: the arithmetic's dtype, rows contiguous and apart."""
+    if tile.dtype != dtype:
+        return tile.astype(dtype)
+    row, element = tile.strides[-2:]
+    if element == tile.itemsize and row >= element * tile.shape[-1]:
+        return tile
+    return np.ascontiguousarray(tile)
+
+
+def visible_keys(problem: Problem, operands: Operands, index: tuple[int, ...], rows: slice) -> slice:
+    """From the first key that any of the rows sees to the last; masks given as arrays are not looked at."""
+    first, stop = 0, _entry(operands.kv_lengths, index)
+    offset = _entry(operands.q_offset, index)
+    if problem.left is not None:
+        first = max(0, rows.start + offset - problem.left)
+    if problem.right is not None:
+        stop = min(stop, rows.stop + offset + problem.right)
+    return slice(first, max(first, stop))
+
+
+def _entry(values: Any, index: tuple[int, ...]) -> int:
+    return values if type(values) is int else int(values[index])
+
+
+class QueryBlock:
+    """The queries of a block, scaled and in the arithmetic's dtype, and their score tiles.
+
+    Arrays lead with the key/value heads of the block: `q` is (hk, rows, d), where rows counts every row of every query
+    head that shares the key/value head; `k` and `v` are (hk, lk, dim) views.
+    """
+
+    def __init__(self, problem: Problem, operands: Operands, block: Block, units: Units) -> None:
+        self._problem, self._operands, self._nat = problem, operands, units.nat
+        self._index, self._heads, self._rows = block.index, block.heads, block.rows
+        self._offset = _entry(operands.q_offset, block.index)
+        self.dtype = problem.accumulator
+        # Scores are (q * prescale) @ k.T; `unscale` takes a gradient by the scaled queries back to one by `scale * q`.
+        self.unscale = problem.softcap or 1.0 / units.nat
+        kv_heads = slice(block.heads.start // problem.group, -(-block.heads.stop // problem.group))
+        q = operands.q[block.index][block.heads, block.rows]
+        self.q = np.multiply(q, self.dtype(problem.scale / self.unscale), dtype=self.dtype)
+        self.shape = self.q.shape[:2]  # query heads, rows of each
+        count = kv_heads.stop - kv_heads.start
+        self.q = self.q.reshape(count, self.shape[0] // count * self.shape[1], problem.d)
+        source = block.index if operands.seqs is None else (operands.seqs[block.index],)
+        self.k, self.v = operands.k[source][kv_heads], operands.v[source][kv_heads]
+
+    def scores(self, k: Array, keys: slice, scratch: Array, tanh_out: Array | None = None) -> Array:
+        """The final scores of all rows against `k`, the keys at `keys`, as (hk, rows, keys) in `scratch`.
+
+        Hidden keys are -inf. With a softcap, `tanh_out` takes the tanh that the gradient needs.
+        """
+        problem = self._problem
+        shape = (*self.q.shape[:2], k.shape[1])
+        tile = scratch[: shape[0] * shape[1] * shape[2]].reshape(shape)
+        np.matmul(self.q, k.swapaxes(1, 2), out=tile)
+        if problem.softcap is not None:
+            np.tanh(tile, out=tile)
+            if tanh_out is not None:
+                tanh_out[...] = tile
+            tile *= self.dtype(problem.softcap * self._nat)
+        crosses_edge = self._crosses_edge(keys)
+        if crosses_edge or problem.bias is not None or problem.alibi or problem.mask:
+            self._add_bias_and_hide(tile.reshape(*self.shape, k.shape[1]), keys, crosses_edge)
+        return tile
+
+    def _add_bias_and_hide(self, tile: Array, keys: slice, crosses_edge: bool) -> None:
+        operands = self._operands
+        where = (*self._index, self._heads, self._rows, keys)
+        if operands.bias is not None:
+            assert self._nat == 1.0, "a plan with a bias array counts in nats: the lowest float times log2 e is no float"
+            tile += operands.bias[where]
+        if operands.slopes is not None:
+            slopes = (operands.slopes[self._heads] * self._nat).astype(self.dtype)
+            tile -= slopes[:, None, None] * np.abs(self._distance(keys)).astype(self.dtype)
+        if operands.mask is not None:
+            np.copyto(tile, -np.inf, where=~operands.mask[where])
+        if crosses_edge:
+            distance, left, right = self._distance(keys), self._problem.left, self._problem.right
+            if left is not None:
+                np.copyto(tile, -np.inf, where=distance < -left)
+            if right is not None:
+                np.copyto(tile, -np.inf, where=distance > right)
+
+    def _distance(self, keys: slice) -> Array:
+        """Key position minus query position, (rows, keys)."""
+        positions = np.arange(self._rows.start, self._rows.stop) + self._offset
+        return np.arange(keys.start, keys.stop) - positions[:, None]
+
+    def _crosses_edge(self, keys: slice) -> bool:
+        """Whether the tile holds a key that causal or window hides from some row."""
+        left, right = self._problem.left, self._problem.right
+        if left is not None and keys.start < self._rows.stop - 1 + self._offset - left:
+            return True
+        return right is not None and keys.stop - 1 > self._rows.start + self._offset + right

@@ -1,0 +1,300 @@
+"""One call of attention, its gradient or its weights: arrays and options in, a Problem and its operands out."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuflash import masks
+from cuflash._bias import Alibi
+from cuflash._problem import arrays, options
+from cuflash._problem.arrays import Array
+from cuflash._problem.match import match, match_batch, match_broadcast, match_exact
+from cuflash.errors import ProblemError
+
+
+class Problem(NamedTuple):
+    """What is to be computed: hashable, and all that a plan depends on. Lengths, offsets and strides are data."""
+
+    function: str
+    dtype: str
+    batch: tuple[int, ...]
+    hq: int
+    hk: int
+    lq: int
+    lk: int
+    d: int
+    dv: int
+    scale: float
+    softcap: float | None
+    left: int | None  # a query at position p sees keys p - left to p + right; None is unlimited
+    right: int | None
+    mask: bool
+    bias: tuple[int, ...] | None  # the bias's own shape, before broadcasting
+    alibi: bool
+    sinks: bool
+    kv_lengths: bool
+    splits: int | None = None  # parts the keys are cut into, where the caller asks for a number
+
+    @property
+    def group(self) -> int:
+        """Query heads that share one key/value head."""
+        return self.hq // self.hk if self.hk else 1
+
+    @property
+    def accumulator(self) -> Any:
+        """dtype of the arithmetic: float64 for float64, else float32."""
+        return arrays.lse_dtype(self.dtype)
+
+
+class Operands(NamedTuple):
+    """The arrays of a call as views in one order of axes: (*batch, heads, length, dim); nothing is copied."""
+
+    q: Array  # (*batch, hq, lq, d)
+    k: Array  # (*batch, hk, lk, d)
+    v: Array  # (*batch, hk, lk, dv)
+    q_offset: int | Array  # an integer, or integers (*batch)
+    kv_lengths: int | Array  # likewise
+    mask: Array | None = None  # booleans (*batch, hq, lq, lk), broadcast without a copy
+    bias: Array | None = None  # (*batch, hq, lq, lk), likewise
+    slopes: Array | None = None  # (hq,), of Alibi
+    sinks: Array | None = None  # (hq,)
+    seqs: Array | None = None  # (b,): the row of k and v that each row of q belongs to; None is its own
+
+
+class Call(NamedTuple):
+    """A checked call: the problem, its operands, and the shapes and arrays that the caller expects back."""
+
+    problem: Problem
+    operands: Operands
+    home: str  # array library
+    like: Array  # whose memory order the output takes
+    form: str  # "bhld" or "blhd" as `layout`; "flat": two axes, one head; "token": (b, heads, dim), one query
+    out_shape: tuple[int, ...]
+    lse_shape: tuple[int, ...]
+    out: Array | None = None
+    lse: Array | None = None
+
+    def canonical(self, array: Array) -> Array:
+        """A caller's array as a view (*batch, heads, length, dim)."""
+        return heads_first(array, self.form)
+
+    def canonical_lse(self, array: Array) -> Array:
+        """A caller's lse as a view (*batch, heads, length)."""
+        if self.form == "flat":
+            return array[None]
+        return array[..., None] if self.form == "token" else array
+
+
+def heads_first(array: Array, form: str) -> Array:
+    """An array as the caller gives it as a view (..., heads, length, dim)."""
+    if form == "bhld":
+        return array
+    if form == "blhd":
+        return array.swapaxes(-3, -2)
+    return array[None] if form == "flat" else array[..., None, :]
+
+
+def attention_call(
+    function: str, q: Array, k: Array, v: Array | None, *, causal: Any = False, window: Any = None, mask: Any = None,
+    bias: Any = None, scale: Any = None, softcap: Any = None, sinks: Any = None, q_offset: Any = None,
+    kv_lengths: Any = None, layout: Any = "bhld", precision: Any = None, out: Any = None, lse_out: Any = None,
+    workspace: Any = None,
+) -> Call:  # fmt: skip
+    """Check and normalise `attention` and its kin; without `v` the values have width 0."""
+    home = arrays.same_library(function, "q", q=q, k=k, v=v, sinks=sinks, out=out, lse_out=lse_out, workspace=workspace)
+    dtype = arrays.same_float(function, "q", q=q, k=k, v=v)
+    form = options.read_layout(function, layout)
+    options.read_precision(function, precision)
+    dims, form = _match_heads(function, q, k, v, form)
+    hq, lq, lk, d = dims["hq"], dims["lq"], dims["lk"], dims["d"]
+    dv = dims.get("dv", 0)
+
+    flat = form == "flat"
+    q4, k4 = heads_first(q, form), heads_first(k, form)
+    v4 = k4[..., :0] if v is None else heads_first(v, form)
+    batch = match_batch(function, q=q4.shape[:-3], k=k4.shape[:-3], v=v4.shape[:-3])
+    out_shape = (lq, dv) if flat else batch + ((lq, hq, dv) if form == "blhd" else (hq, lq, dv))
+    lse_shape = (lq,) if flat else (*batch, hq, lq)
+
+    left, right = options.read_span(function, causal, window, mask)
+    operands = Operands(
+        q=_expand(q4, batch), k=_expand(k4, batch), v=_expand(v4, batch),
+        q_offset=lk - lq if q_offset is None else options.read_integers(function, "q_offset", q_offset, batch, home),
+        kv_lengths=lk if kv_lengths is None
+        else options.read_integers(function, "kv_lengths", kv_lengths, batch, home, 0, lk),
+        mask=_read_mask(function, mask, (*lse_shape, lk), home),
+        bias=_read_bias(function, bias, (*lse_shape, lk), home, q.dtype),
+        slopes=read_slopes(function, bias, hq),
+        sinks=read_sinks(function, sinks, hq, q.dtype),
+    )  # fmt: skip
+    if flat:
+        operands = operands._replace(mask=_add_head(operands.mask), bias=_add_head(operands.bias))
+    problem = Problem(
+        function, dtype, batch, hq, dims["hk"], lq, lk, d, dv, options.read_scale(function, scale, d),
+        options.read_softcap(function, softcap), left, right, operands.mask is not None,
+        None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None,
+        kv_lengths is not None,
+    )  # fmt: skip
+    if out is not None or lse_out is not None or workspace is not None:
+        given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}
+        _check_outputs(function, out, lse_out, workspace, out_shape, lse_shape, q.dtype, dtype, given)
+    return Call(problem, operands, home, q, form, out_shape, lse_shape, out, lse_out)
+
+
+_AXES = {  # the trailing axes of q, k, v
+    "bhld": (("hq", "lq", "d"), ("hk", "lk", "d"), ("hk", "lk", "dv")),
+    "blhd": (("lq", "hq", "d"), ("lk", "hk", "d"), ("lk", "hk", "dv")),
+    "flat": (("lq", "d"), ("lk", "d"), ("lk", "dv")),
+}
+
+
+def _match_heads(function: str, q: Array, k: Array, v: Array | None, form: str) -> tuple[dict[str, int], str]:
+    """Sizes by letter, and the form: "flat" if all arrays have two axes, else the layout."""
+    given = [(name, array.shape) for name, array in (("q", q), ("k", k), ("v", v)) if array is not None]
+    if all(len(shape) == 2 for _, shape in given):
+        form = "flat"
+    else:
+        for name, shape in given:
+            if len(shape) < 3:
+                other, other_shape = max(given, key=lambda item: len(item[1]))
+                raise ProblemError(
+                    f"{function}: `{name}` has {len(shape)} axes, but `{other}` has {len(other_shape)} (shapes {shape} "
+                    f"and {other_shape}); two axes are one head only if all arrays have two: "
+                    f"give `{name}` a head axis"
+                )
+    dims = match(function, *((name, shape, axes) for (name, shape), axes in zip(given, _AXES[form])))
+    hq, hk = dims.setdefault("hq", 1), dims.setdefault("hk", 1)
+    if (hq % hk if hk else hq) != 0:
+        raise ProblemError(
+            f"{function}: `k` has hk={hk} heads, which does not divide hq={hq} of `q` "
+            f"(shapes {k.shape} and {q.shape}); each key/value head serves hq / hk query heads"
+        )
+    return dims, form
+
+
+def _expand(array: Array, batch: tuple[int, ...]) -> Array:
+    return array if array.shape[:-3] == batch else np.broadcast_to(array, batch + array.shape[-3:])
+
+
+def _add_head(array: Array | None) -> Array | None:
+    return None if array is None else array[None]
+
+
+_SCORES = "the scores (..., hq, lq, lk)"
+
+
+def _read_mask(function: str, mask: Any, target: tuple[int, ...], home: str) -> Array | None:
+    if mask is None or isinstance(mask, masks.Window):
+        return None
+    if arrays.library(function, "mask", mask) != home:
+        raise TypeError(f"{function}: `mask` is not a {home} array, as `q` is")
+    if mask.dtype != np.bool_:
+        raise TypeError(
+            f"{function}: `mask` has dtype {mask.dtype}, but must be boolean (True = takes part); "
+            "numbers to be added to the scores go to `bias`"
+        )
+    return match_broadcast(function, "mask", mask, target, _SCORES)
+
+
+def _read_bias(function: str, bias: Any, target: tuple[int, ...], home: str, dtype: Any) -> Array | None:
+    if bias is None or isinstance(bias, Alibi):
+        return None
+    check_bias_array(function, bias, home, dtype)
+    return match_broadcast(function, "bias", bias, target, _SCORES)
+
+
+def check_bias_array(function: str, bias: Any, home: str, dtype: Any) -> None:
+    """A bias array: of the operands' library, and of q's dtype or float32."""
+    if arrays.library(function, "bias", bias) != home:
+        raise TypeError(f"{function}: `bias` is not a {home} array, as `q` is")
+    if bias.dtype == np.bool_:
+        raise TypeError(
+            f"{function}: `bias` is boolean, but is added to the scores; what to hide goes to `mask` (True = takes part)"
+        )
+    arrays.float_or_float32(function, "bias", bias, "q", dtype)
+
+
+def read_slopes(function: str, bias: Any, hq: int) -> Array | None:
+    """The slopes of an Alibi bias, one per query head."""
+    if not isinstance(bias, Alibi):
+        return None
+    match_exact(function, "bias", bias.slopes.shape, (hq,), "the slopes' shape (hq,)")
+    return bias.slopes
+
+
+def read_sinks(function: str, sinks: Any, hq: int, dtype: Any) -> Array | None:
+    """Sink logits, one per query head."""
+    if sinks is not None:
+        arrays.float_or_float32(function, "sinks", sinks, "q", dtype)
+        match_exact(function, "sinks", sinks.shape, (hq,), "(hq,)")
+    return sinks
+
+
+def _check_outputs(
+    function: str, out: Any, lse_out: Any, workspace: Any, out_shape: tuple[int, ...], lse_shape: tuple[int, ...],
+    dtype: Any, dtype_name: str, given: dict[str, Any],
+) -> None:  # fmt: skip
+    if out is not None:
+        arrays.check_output(function, "out", out, out_shape, "the output", dtype, **given)
+    if lse_out is not None:
+        lse_dtype = arrays.lse_dtype(dtype_name)
+        arrays.check_output(function, "lse_out", lse_out, lse_shape, "the lse", lse_dtype, **given, out=out)
+    if workspace is not None:
+        shape = (workspace.size,)
+        arrays.check_output(function, "workspace", workspace, shape, "one axis of bytes", np.uint8, **given,
+                            out=out, lse_out=lse_out)  # fmt: skip
+
+
+class Backward(NamedTuple):
+    """A checked call of the gradient: the forward call, and what came out of it."""
+
+    call: Call
+    dout: Array  # (*batch, hq, lq, dv)
+    out: Array  # (*batch, hq, lq, dv)
+    lse: Array  # (*batch, hq, lq)
+    dlse: Array | None  # (*batch, hq, lq)
+    q: Array  # q, k, v, bias and sinks as the caller gave them: the gradients take their shapes
+    k: Array
+    v: Array
+    bias: Array | None
+    sinks: Array | None
+
+
+def backward_call(
+    function: str, dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, *, dlse: Any = None,
+    deterministic: Any = True, **given: Any,
+) -> Backward:  # fmt: skip
+    """Check and normalise `attention_backward`; `given` are attention's options."""
+    options.read_flag(function, "deterministic", deterministic)
+    call = attention_call(function, q, k, v, **given)
+    arrays.same_library(function, "q", q=q, dout=dout, out=out, lse=lse, dlse=dlse)
+    arrays.same_float(function, "q", q=q, dout=dout, out=out)
+    match_exact(function, "dout", dout.shape, call.out_shape, "the output")
+    match_exact(function, "out", out.shape, call.out_shape, "the output")
+    for name, array in (("lse", lse), ("dlse", dlse)):
+        if array is not None:
+            match_exact(function, name, array.shape, call.lse_shape, "(..., hq, lq)")
+            if array.dtype != call.problem.accumulator:
+                raise TypeError(
+                    f"{function}: `{name}` has dtype {array.dtype}, but must be {np.dtype(call.problem.accumulator)}, "
+                    "as attention returns it"
+                )
+    bias, sinks = given.get("bias"), given.get("sinks")
+    return Backward(
+        call, call.canonical(dout), call.canonical(out), call.canonical_lse(lse),
+        None if dlse is None else call.canonical_lse(dlse), q, k, v,
+        None if isinstance(bias, Alibi) else bias, sinks,
+    )  # fmt: skip
+
+
+def weights_call(function: str, q: Array, k: Array, *, out: Any = None, **given: Any) -> tuple[Call, tuple[int, ...]]:
+    """Check and normalise `attention_weights`; also the shape of the weights, (..., hq, lq, lk)."""
+    call = attention_call(function, q, k, None, **given)
+    shape = (*call.lse_shape, call.problem.lk)
+    if out is not None:
+        arrays.same_library(function, "q", q=q, out=out)
+        inputs = {"q": q, "k": k, "mask": call.operands.mask, "bias": call.operands.bias, "sinks": given.get("sinks")}
+        arrays.check_output(function, "out", out, shape, _SCORES, q.dtype, **inputs)
+    return call, shape

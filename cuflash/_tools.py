@@ -1,0 +1,188 @@
+"""Looking at the library from outside: what a call would do, what is installed, whether it computes right here."""
+
+from __future__ import annotations
+
+import inspect
+import platform
+from collections.abc import Callable
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+
+from cuflash import _attention, _decoding
+from cuflash._device import available_cores, cpu_device
+from cuflash._plan import make_backward_plan, make_plan
+from cuflash._problem import attention as problem
+from cuflash._problem import decoding
+from cuflash._problem.attention import Problem
+from cuflash.errors import ProblemError
+
+
+def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
+    """Say how a call would be computed, and why so, without computing it.
+
+    Parameters
+    ----------
+    function : callable
+        `attention`, `attention_vjp`, `attention_weights`, `attention_backward` or `decode`.
+    *args, **options
+        What the call would be given.
+
+    Returns
+    -------
+    str
+        The problem, the backend, and the plan with its reasons.
+
+    Raises
+    ------
+    TypeError, ProblemError, UnsupportedError
+        As the call would, and ProblemError for a function that has no plan.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cuflash
+    >>> x = np.zeros((8, 1024, 64), dtype=np.float32)
+    >>> print(cuflash.explain(cuflash.attention, x, x, x, causal=True))  # doctest: +ELLIPSIS
+    attention of float32, batch (), hq=8, hk=8, lq=1024, lk=1024, d=64, dv=64
+    options: causal or window (left None, right 0)
+    backend: numpy
+    plan: 1 head(s) x 256 rows...
+    """
+    readers = {
+        _attention.attention: _read_attention,
+        _attention.attention_vjp: _read_attention,
+        _attention.attention_weights: _read_weights,
+        _attention.attention_backward: _read_backward,
+        _decoding.decode: _read_decode,
+    }
+    if function not in readers:
+        known = ", ".join(known.__name__ for known in readers)
+        raise ProblemError(f"explain: no plan is made for {getattr(function, '__name__', function)!r}; only for {known}")
+    inspect.signature(function).bind(*args, **options)
+    call, plan = readers[function](*args, **options)
+    return "\n".join([*_describe(call.problem), f"backend: {call.home}", f"plan: {plan.why}"])
+
+
+def _read_attention(q: Any, k: Any, v: Any, *, return_lse: bool = False, **options: Any) -> tuple[problem.Call, Any]:
+    call = problem.attention_call("attention", q, k, v, **options)
+    return call, make_plan(call.problem, cpu_device())
+
+
+def _read_weights(q: Any, k: Any, **options: Any) -> tuple[problem.Call, Any]:
+    call, _ = problem.weights_call("attention_weights", q, k, **options)
+    return call, make_plan(call.problem, cpu_device())
+
+
+def _read_backward(*args: Any, **options: Any) -> tuple[problem.Call, Any]:
+    given = problem.backward_call("attention_backward", *args, **options)
+    return given.call, make_backward_plan(given.call.problem, cpu_device())
+
+
+def _read_decode(q: Any, cache: Any, *, return_lse: bool = False, **options: Any) -> tuple[problem.Call, Any]:
+    call = decoding.decode_call("decode", q, cache, **options)
+    return call, make_plan(call.problem, cpu_device())
+
+
+def _describe(p: Problem) -> list[str]:
+    sizes = f"hq={p.hq}, hk={p.hk}, lq={p.lq}, lk={p.lk}, d={p.d}, dv={p.dv}"
+    used = []
+    if p.left is not None or p.right is not None:
+        used.append(f"causal or window (left {p.left}, right {p.right})")
+    used += [f"softcap {p.softcap}"] * (p.softcap is not None)
+    used += [f"bias {p.bias}"] * (p.bias is not None)
+    flags = {"mask": p.mask, "Alibi": p.alibi, "sinks": p.sinks, "lengths per sequence": p.kv_lengths}
+    used += [name for name, given in flags.items() if given]
+    return [f"{p.function} of {p.dtype}, batch {p.batch}, {sizes}", f"options: {', '.join(used) or 'none'}"]
+
+
+def show_config() -> None:
+    """Print versions, threads, BLAS and what this CPU offers, as a bug report needs them.
+
+    Examples
+    --------
+    >>> import cuflash
+    >>> cuflash.show_config()  # doctest: +ELLIPSIS
+    cuflash ...
+    """
+    from threadpoolctl import threadpool_info
+
+    from cuflash import __version__
+
+    device = cpu_device()
+    print(f"cuflash {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
+    print(", ".join(f"{name} {_version(name)}" for name in ("numpy", "scipy", "threadpoolctl", "ml_dtypes", "cupy")))
+    print(f"threads: {device.threads} of {available_cores()} cores (CUFLASH_NUM_THREADS sets the number)")
+    for blas in threadpool_info():
+        if blas["user_api"] == "blas":
+            kernels = blas.get("architecture", "unknown")
+            print(f"BLAS: {blas['internal_api']} {blas['version']}, {kernels} kernels, {blas['num_threads']} threads")
+    print(f"exponential: {'exp2' if device.fast_exp2 else 'exp'}")
+    print("backends: numpy")
+
+
+def _version(name: str) -> str:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def selftest() -> bool:
+    """Check this installation on this machine: forward, gradient and decoding against the float64 reference.
+
+    Returns
+    -------
+    bool
+        True; a difference raises.
+
+    Raises
+    ------
+    AssertionError
+        If a result is further from the reference than rounding explains.
+
+    Examples
+    --------
+    >>> import cuflash
+    >>> cuflash.selftest()  # doctest: +ELLIPSIS
+    attention float32 ... ok
+    attention float64 ... ok
+    gradient float64 ... ok
+    decode float32 ... ok
+    True
+    """
+    from cuflash import reference
+    from cuflash.kv_cache import KVCache
+
+    def report(name: str, actual: Any, expected: Any, bound: float) -> None:
+        error = float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+        if not error <= bound:
+            raise AssertionError(f"selftest: {name} is off by {error:.1e} of its norm, but at most {bound:.0e} is rounding")
+        print(f"{name} (relative error {error:.1e}) ok")
+
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((2, heads, 300, 64)) for heads in (4, 2, 2))
+    expected = reference.attention(q, k, v, causal=True)
+    for dtype, bound in ((np.float32, 1e-6), (np.float64, 1e-14)):
+        small = [x.astype(dtype) for x in (q, k, v)]
+        exact = reference.attention(*small, causal=True)
+        report(f"attention {np.dtype(dtype).name}", _attention.attention(*small, causal=True), exact, bound)
+    _, vjp = _attention.attention_vjp(q, k, v, causal=True)
+    report("gradient float64", vjp(expected).dk, reference.attention_backward(expected, q, k, v, causal=True).dk, 1e-13)
+    cache = KVCache(2, 300, 2, 64, dtype=np.float32)
+    cache.append(k.astype(np.float32), v.astype(np.float32))
+    report("decode float32", _decoding.decode(q[:, :, -1].astype(np.float32), cache), expected[:, :, -1], 1e-6)
+    return True
+
+
+def warmup() -> None:
+    """Prepare what would otherwise be prepared by the first call. On NumPy there is nothing to do, and it says so.
+
+    Examples
+    --------
+    >>> import cuflash
+    >>> cuflash.warmup()
+    numpy: nothing to prepare
+    """
+    print("numpy: nothing to prepare")
