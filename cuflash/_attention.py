@@ -45,8 +45,8 @@ def attention(
         Query i sees keys from ``i + q_offset - left`` to ``i + q_offset + right``, both inclusive; None on a side is
         unlimited, an int is both sides.
     mask : boolean array or structured mask, optional
-        True = takes part; broadcasts to (..., hq, lq, lk). Or `masks.Causal`, `masks.Window`. Composes with `causal` and
-        `window`. Hidden keys must be finite.
+        True = takes part; broadcasts to (..., hq, lq, lk). Or `masks.Causal`, `masks.Window`. Composes with `causal`
+        and `window`. Hidden keys must be finite.
     bias : array or Alibi, optional
         Added to the scores; q's dtype or float32; broadcasts to (..., hq, lq, lk).
     scale : float, optional
@@ -56,8 +56,8 @@ def attention(
     sinks : array, shape (hq,), optional
         Logits that join the softmax's denominator and carry no value.
     q_offset : int or integers, optional
-        Position of query 0 among the keys, by default ``lk - lq`` (the last query sees the last key); 0 aligns the first
-        ones. Integers broadcast to the leading (batch) axes.
+        Position of query 0 among the keys, by default ``lk - lq`` (the last query sees the last key); 0 aligns the
+        first ones. Integers broadcast to the leading (batch) axes.
     kv_lengths : int or integers, optional
         How many keys are real, from the first; those behind are never read. Broadcasts to the batch axes. It does not
         change the default `q_offset`.
@@ -109,10 +109,10 @@ def attention(
     call = problem.attention_call(
         "attention", q, k, v, causal=causal, window=window, mask=mask, bias=bias, scale=scale, softcap=softcap,
         sinks=sinks, q_offset=q_offset, kv_lengths=kv_lengths, layout=layout, precision=precision, out=out,
-        lse_out=lse_out, workspace=workspace,
+        lse_out=lse_out, workspace=workspace, return_lse=return_lse,
     )  # fmt: skip
     output, lse = backend("attention", call.home).forward(call)
-    return (output, lse) if problem.options.read_flag("attention", "return_lse", return_lse) else output
+    return (output, lse) if call.return_lse else output
 
 
 def attention_backward(
@@ -206,14 +206,14 @@ def attention_vjp(q: Any, k: Any, v: Any, /, **options: Any) -> tuple[Any, Calla
     >>> dx.shape, grads.dbias.shape
     ((6, 4), (6, 6))
     """
-    return_lse = options.pop("return_lse", False)
+    return_lse = problem.options.read_flag("attention_vjp", "return_lse", options.pop("return_lse", False))
     out, lse = attention(q, k, v, return_lse=True, **options)
     kept = {name: value for name, value in options.items() if name not in ("out", "lse_out", "workspace")}
 
     def vjp(dout: Any, dlse: Any = None) -> Gradients:
         return attention_backward(dout, q, k, v, out, lse, dlse=dlse, **kept)
 
-    return ((out, lse) if problem.options.read_flag("attention_vjp", "return_lse", return_lse) else out), vjp
+    return ((out, lse) if return_lse else out), vjp
 
 
 def attention_weights(

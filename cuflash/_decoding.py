@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from cuflash._dispatch import backend
-from cuflash._problem import decoding, options
+from cuflash._problem import decoding
 from cuflash.kv_cache import KVCache
 
 
@@ -75,7 +75,7 @@ def decode(
     """
     call = decoding.decode_call(
         "decode", q, cache, seqs=seqs, causal=causal, window=window, bias=bias, sinks=sinks, softcap=softcap,
-        scale=scale, splits=splits, validate=validate, layout=layout, out=out,
+        scale=scale, splits=splits, validate=validate, layout=layout, out=out, return_lse=return_lse,
     )  # fmt: skip
     output, lse = backend("decode", call.home).decode(call)
-    return (output, lse) if options.read_flag("decode", "return_lse", return_lse) else output
+    return (output, lse) if call.return_lse else output

@@ -1,5 +1,6 @@
 """From the library of a call's arrays to the backend that computes it. A backend is a module with the functions of
-`cuflash._numpy`; each is imported when it is first needed."""
+`cuflash._numpy`; each is imported when it is first needed.
+"""
 
 from __future__ import annotations
 

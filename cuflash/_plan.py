@@ -69,7 +69,11 @@ def make_backward_plan(problem: Problem, device: Device) -> CpuBackwardPlan:
     """Tiles, parts and threads of a backward pass."""
     heads, q_tile = _pack(problem)
     owners = _count_owners(problem, heads)
-    while owners < _tuning.BLOCKS_WANTED and heads > problem.group and _block_work(problem, heads, q_tile) > _tuning.SMALL_WORK:
+    while (
+        owners < _tuning.BLOCKS_WANTED
+        and heads > problem.group
+        and _block_work(problem, heads, q_tile) > _tuning.SMALL_WORK
+    ):
         heads = _fewer_heads(problem, heads)
         owners = _count_owners(problem, heads)
     most = max(1, min(_tuning.BACKWARD_PARTS_MOST, problem.lk // _tuning.BACKWARD_PART_KEYS_LEAST))

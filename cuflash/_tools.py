@@ -5,7 +5,6 @@ from __future__ import annotations
 import inspect
 import platform
 from collections.abc import Callable
-from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -50,7 +49,7 @@ def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
     backend: numpy
     plan: 1 head(s) x 256 rows...
     """
-    readers = {
+    readers: dict[Callable[..., Any], Callable[..., tuple[problem.Call, Any]]] = {
         _attention.attention: _read_attention,
         _attention.attention_vjp: _read_attention,
         _attention.attention_weights: _read_weights,
@@ -59,13 +58,15 @@ def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
     }
     if function not in readers:
         known = ", ".join(known.__name__ for known in readers)
-        raise ProblemError(f"explain: no plan is made for {getattr(function, '__name__', function)!r}; only for {known}")
+        raise ProblemError(
+            f"explain: no plan is made for {getattr(function, '__name__', function)!r}; only for {known}"
+        )
     inspect.signature(function).bind(*args, **options)
     call, plan = readers[function](*args, **options)
     return "\n".join([*_describe(call.problem), f"backend: {call.home}", f"plan: {plan.why}"])
 
 
-def _read_attention(q: Any, k: Any, v: Any, *, return_lse: bool = False, **options: Any) -> tuple[problem.Call, Any]:
+def _read_attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[problem.Call, Any]:
     call = problem.attention_call("attention", q, k, v, **options)
     return call, make_plan(call.problem, cpu_device())
 
@@ -80,7 +81,7 @@ def _read_backward(*args: Any, **options: Any) -> tuple[problem.Call, Any]:
     return given.call, make_backward_plan(given.call.problem, cpu_device())
 
 
-def _read_decode(q: Any, cache: Any, *, return_lse: bool = False, **options: Any) -> tuple[problem.Call, Any]:
+def _read_decode(q: Any, cache: Any, **options: Any) -> tuple[problem.Call, Any]:
     call = decoding.decode_call("decode", q, cache, **options)
     return call, make_plan(call.problem, cpu_device())
 
@@ -123,6 +124,8 @@ def show_config() -> None:
 
 
 def _version(name: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
@@ -158,7 +161,9 @@ def selftest() -> bool:
     def report(name: str, actual: Any, expected: Any, bound: float) -> None:
         error = float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
         if not error <= bound:
-            raise AssertionError(f"selftest: {name} is off by {error:.1e} of its norm, but at most {bound:.0e} is rounding")
+            raise AssertionError(
+                f"selftest: {name} is off by {error:.1e} of its norm, but at most {bound:.0e} is rounding"
+            )
         print(f"{name} (relative error {error:.1e}) ok")
 
     rng = np.random.default_rng(0)

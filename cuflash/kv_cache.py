@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from cuflash._dispatch import backend
-from cuflash._problem import arrays, decoding
+from cuflash._problem import decoding
 
 __all__ = ["KVCache"]
 
@@ -68,7 +68,7 @@ class KVCache:
     ) -> None:  # fmt: skip
         shape = decoding.cache_shape("KVCache", batch, capacity, kv_heads, head_dim, value_dim)
         self.grow = decoding.options.read_flag("KVCache", "grow", grow)
-        self._home = xp.__name__ if like is None else arrays.library("KVCache", "like", like)
+        self._home = decoding.cache_home("KVCache", xp, like)
         backend("KVCache", self._home)
         self._xp = import_module(self._home)
         dtype = decoding.cache_dtype("KVCache", dtype, like)

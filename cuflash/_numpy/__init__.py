@@ -1,7 +1,7 @@
 """The NumPy backend: tiled attention made readable, and what runs on a machine without a GPU.
 
-`threads` runs blocks on all cores with BLAS held to one thread, `scores` makes one score tile with every option applied,
-`online_softmax` is the running (max, sum, output) of a block of rows; `forward` and `backward` walk the tiles.
+`threads` runs blocks on all cores with BLAS held to one thread, `scores` makes one score tile with every option
+applied, `online_softmax` is the running (max, sum, output) of a block of rows; `forward` and `backward` walk the tiles.
 """
 
 from cuflash._numpy.backward import backward

@@ -25,7 +25,7 @@ Array = Any
 
 def backward(given: Backward) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """dq, dk, dv, dbias and dsinks in the shapes and dtypes of the operands; None for what was not given."""
-    problem, operands = given.call.problem, given.call.operands
+    problem = given.call.problem
     plan = make_backward_plan(problem, cpu_device())
     grads = _Gradients(problem, plan)
     delta = np.einsum("...d,...d->...", given.dout, given.out, dtype=problem.accumulator)
@@ -108,14 +108,14 @@ class _Worker:
         """All that a tile of query rows adds, over the keys of its block; k and v (hk, keys, dim) begin at `first`."""
         queries = QueryBlock(self.problem, self.operands, block, self.units)
         dout, delta, lse, dq_out = (
-            array[block.index][block.heads, block.rows]
+            array[block.entry][block.heads, block.rows]
             for array in (self.given.dout, self.delta, self.given.lse, self.grads.dq[part])
         )
         dout = dout.astype(queries.dtype, order="C").reshape(*queries.q.shape[:2], self.problem.dv)
         delta = delta.reshape(*queries.q.shape[:2], 1)
         shift = row_shift(lse, queries, self.units)
         dq = np.zeros(queries.q.shape, queries.dtype)
-        dk, dv = self.grads.dk[block.index][run], self.grads.dv[block.index][run]
+        dk, dv = self.grads.dk[block.entry][run], self.grads.dv[block.entry][run]
         for keys in tiles(block.keys, self.plan.kv_tile):
             here = slice(keys.start - first, keys.stop - first)
             ds, p = self._tile(queries, block, keys, k[:, here], v[:, here], dout, shift, delta, part)

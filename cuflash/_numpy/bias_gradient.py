@@ -46,7 +46,7 @@ class BiasGradient:
     def add(self, ds: Array, block: Block, keys: slice, part: int) -> None:
         """Take in the score gradients (heads, rows, keys) of a block at `keys`."""
         sums = self._sums[part if len(self._sums) > 1 else 0]
-        entry = sums[tuple(0 if size == 1 else i for i, size in zip(block.index, self._shape))]
+        entry = sums[tuple(0 if size == 1 else i for i, size in zip(block.entry, self._shape))]
         where = tuple(
             slice(None) if size == 1 else span for size, span in zip(self._shape[-3:], (block.heads, block.rows, keys))
         )

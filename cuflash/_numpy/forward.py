@@ -77,7 +77,7 @@ def _finish(state: OnlineSoftmax, block: Block, operands: Operands, units: Units
     if operands.sinks is not None:
         logits = operands.sinks[block.heads].astype(state.total.dtype) * state.total.dtype.type(units.nat)
         state.add_sinks(np.repeat(logits, block.rows.stop - block.rows.start).reshape(state.total.shape))
-    state.finish(out[block.index][block.heads, block.rows], lse[block.index][block.heads, block.rows])
+    state.finish(out[block.entry][block.heads, block.rows], lse[block.entry][block.heads, block.rows])
 
 
 def walk(problem: Problem, plan: CpuPlan) -> list[Block]:
@@ -97,7 +97,7 @@ def tiles(span: slice, size: int) -> list[slice]:
 
 def _cut(problem: Problem, operands: Operands, plan: CpuPlan, block: Block) -> list[tuple[Block, int, _Merger]]:
     """A block once for each part of the keys it can see, with the merger that its parts share."""
-    keys = visible_keys(problem, operands, block.index, block.rows)
+    keys = visible_keys(problem, operands, block.entry, block.rows)
     part = plan.part or max(1, keys.stop - keys.start)
     if plan.parts is not None:
         part = -(-part // plan.parts)
@@ -151,11 +151,11 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
 
         def worker(block: Block) -> None:
             queries = QueryBlock(problem, operands, block, units)
-            shift = row_shift(lse[block.index][block.heads, block.rows], queries, units)
-            for keys in tiles(visible_keys(problem, operands, block.index, block.rows), plan.kv_tile):
+            shift = row_shift(lse[block.entry][block.heads, block.rows], queries, units)
+            for keys in tiles(visible_keys(problem, operands, block.entry, block.rows), plan.kv_tile):
                 scores = queries.scores(as_operand(queries.k[:, keys], dtype), keys, scratch)
                 probabilities(scores, shift, units)
-                target = filled[block.index][block.heads, block.rows, keys]
+                target = filled[block.entry][block.heads, block.rows, keys]
                 target[...] = scores.reshape(target.shape)
 
         return worker
@@ -165,7 +165,10 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
 
 
 def row_shift(lse: Array, queries: QueryBlock, units: Units) -> Array:
-    """The lse (heads, rows) of a block in the scores' units, (hk, rows, 1); +inf, so exp gives 0, where no key was seen."""
+    """The lse (heads, rows) of a block in the scores' units, (hk, rows, 1).
+
+    +inf where no key was seen, so that exp(score - lse) is 0.
+    """
     shift = lse.reshape(*queries.q.shape[:2], 1) * lse.dtype.type(units.nat)
     return np.where(shift == -np.inf, lse.dtype.type(np.inf), shift)
 

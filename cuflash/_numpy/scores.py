@@ -30,14 +30,14 @@ BASE_2 = Units(np.exp2, log2(e))
 class Block(NamedTuple):
     """Some rows of some heads of one batch entry: of one key/value head, or of several with all their query heads."""
 
-    index: tuple[int, ...]  # batch entry
+    entry: tuple[int, ...]  # index of the batch entry
     heads: slice
     rows: slice
     keys: slice  # the keys to visit: a part of those that any of the rows can see
 
 
 def as_operand(tile: Array, dtype: Any) -> Array:
-    """Tiles (heads, keys, dim) as BLAS takes them without a detour: the arithmetic's dtype, rows contiguous and apart."""
+    """Tiles (heads, keys, dim) as BLAS takes them without a detour: in `dtype`, rows contiguous and apart."""
     if tile.dtype != dtype:
         return tile.astype(dtype)
     row, element = tile.strides[-2:]
@@ -46,10 +46,10 @@ def as_operand(tile: Array, dtype: Any) -> Array:
     return np.ascontiguousarray(tile)
 
 
-def visible_keys(problem: Problem, operands: Operands, index: tuple[int, ...], rows: slice) -> slice:
+def visible_keys(problem: Problem, operands: Operands, entry: tuple[int, ...], rows: slice) -> slice:
     """From the first key that any of the rows sees to the last; masks given as arrays are not looked at."""
-    first, stop = 0, _entry(operands.kv_lengths, index)
-    offset = _entry(operands.q_offset, index)
+    first, stop = 0, _of_entry(operands.kv_lengths, entry)
+    offset = _of_entry(operands.q_offset, entry)
     if problem.left is not None:
         first = max(0, rows.start + offset - problem.left)
     if problem.right is not None:
@@ -57,8 +57,8 @@ def visible_keys(problem: Problem, operands: Operands, index: tuple[int, ...], r
     return slice(first, max(first, stop))
 
 
-def _entry(values: Any, index: tuple[int, ...]) -> int:
-    return values if type(values) is int else int(values[index])
+def _of_entry(values: Any, entry: tuple[int, ...]) -> int:
+    return values if type(values) is int else int(values[entry])
 
 
 class QueryBlock:
@@ -70,18 +70,18 @@ class QueryBlock:
 
     def __init__(self, problem: Problem, operands: Operands, block: Block, units: Units) -> None:
         self._problem, self._operands, self._nat = problem, operands, units.nat
-        self._index, self._heads, self._rows = block.index, block.heads, block.rows
-        self._offset = _entry(operands.q_offset, block.index)
+        self._entry, self._heads, self._rows = block.entry, block.heads, block.rows
+        self._offset = _of_entry(operands.q_offset, block.entry)
         self.dtype = problem.accumulator
         # Scores are (q * prescale) @ k.T; `unscale` takes a gradient by the scaled queries back to one by `scale * q`.
         self.unscale = problem.softcap or 1.0 / units.nat
         kv_heads = slice(block.heads.start // problem.group, -(-block.heads.stop // problem.group))
-        q = operands.q[block.index][block.heads, block.rows]
+        q = operands.q[block.entry][block.heads, block.rows]
         self.q = np.multiply(q, self.dtype(problem.scale / self.unscale), dtype=self.dtype)
         self.shape = self.q.shape[:2]  # query heads, rows of each
         count = kv_heads.stop - kv_heads.start
         self.q = self.q.reshape(count, self.shape[0] // count * self.shape[1], problem.d)
-        source = block.index if operands.seqs is None else (operands.seqs[block.index],)
+        source = block.entry if operands.seqs is None else (operands.seqs[block.entry],)
         self.k, self.v = operands.k[source][kv_heads], operands.v[source][kv_heads]
 
     def scores(self, k: Array, keys: slice, scratch: Array, tanh_out: Array | None = None) -> Array:
@@ -105,9 +105,9 @@ class QueryBlock:
 
     def _add_bias_and_hide(self, tile: Array, keys: slice, crosses_edge: bool) -> None:
         operands = self._operands
-        where = (*self._index, self._heads, self._rows, keys)
+        where = (*self._entry, self._heads, self._rows, keys)
         if operands.bias is not None:
-            assert self._nat == 1.0, "a plan with a bias array counts in nats: the lowest float times log2 e is no float"
+            assert self._nat == 1.0, "the plan counts in nats where there is a bias array"
             tile += operands.bias[where]
         if operands.slopes is not None:
             slopes = (operands.slopes[self._heads] * self._nat).astype(self.dtype)

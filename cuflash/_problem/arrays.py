@@ -6,14 +6,14 @@ from typing import Any
 
 import numpy as np
 
-from cuflash.errors import ProblemError
 from cuflash._problem.match import match_exact
+from cuflash.errors import ProblemError
 
 Array = Any  # numpy.ndarray, or an array type that a backend has been registered for
 
 _LIBRARIES: dict[type, str] = {np.ndarray: "numpy"}
 _FLOAT_NAMES: dict[np.dtype[Any], str] = {np.dtype(name): name for name in ("float16", "float32", "float64")}
-_FLOATS = "float16, bfloat16, float32 or float64"
+FLOATS = "float16, bfloat16, float32 or float64"
 
 
 def library(function: str, name: str, array: Array) -> str:
@@ -51,31 +51,44 @@ def same_library(function: str, first: str, **arrays: Array) -> str:
     """All arrays (None is skipped) must belong to the library of the one named `first`."""
     home = library(function, first, arrays[first])
     for name, array in arrays.items():
-        if array is not None and library(function, name, array) != home:
-            raise TypeError(
-                f"{function}: `{first}` is a {home} array, but `{name}` is a {library(function, name, array)} array; "
-                "nothing is moved between host and device silently: convert with cupy.asarray or cupy.asnumpy"
-            )
+        if array is not None:
+            check_library(function, name, array, home, first)
     return home
 
 
+def check_library(function: str, name: str, array: Array, home: str, first: str = "q") -> None:
+    """An array must belong to the library `home` of the one named `first`."""
+    other = library(function, name, array)
+    if other != home:
+        raise TypeError(
+            f"{function}: `{first}` is a {home} array, but `{name}` is a {other} array; "
+            "nothing is moved between host and device silently: convert with cupy.asarray or cupy.asnumpy"
+        )
+
+
 def float_name(function: str, name: str, array: Array) -> str:
-    """The name of a supported dtype; a TypeError for others and for foreign byte order."""
-    known = _FLOAT_NAMES.get(array.dtype)
+    """The name of an array's dtype; a TypeError for unsupported ones and for foreign byte order."""
+    dtype = array.dtype
+    known = known_float(dtype)
     if known is not None:
         return known
-    dtype = array.dtype
-    if dtype.name == "bfloat16":
-        return _FLOAT_NAMES.setdefault(dtype, "bfloat16")
     if dtype.name in _FLOAT_NAMES.values():
         raise TypeError(
             f"{function}: `{name}` has dtype {dtype.str} in foreign byte order; "
             f"convert it with {name}.astype({name}.dtype.newbyteorder('='))"
         )
     raise TypeError(
-        f"{function}: `{name}` has dtype {dtype}, but must be {_FLOATS}; "
+        f"{function}: `{name}` has dtype {dtype}, but must be {FLOATS}; "
         f"convert it, for example {name}.astype(numpy.float32)"
     )
+
+
+def known_float(dtype: np.dtype[Any]) -> str | None:
+    """The name of a supported dtype, else None."""
+    known = _FLOAT_NAMES.get(dtype)
+    if known is None and dtype.name == "bfloat16":
+        known = _FLOAT_NAMES[dtype] = "bfloat16"
+    return known
 
 
 def same_float(function: str, first: str, **arrays: Array) -> str:
@@ -96,9 +109,7 @@ def float_or_float32(function: str, name: str, array: Array, first: str, dtype: 
     """An operand that may be float32 beside any dtype of the array named `first`."""
     if array.dtype == dtype or array.dtype == np.float32:
         return
-    raise TypeError(
-        f"{function}: `{name}` has dtype {array.dtype}, but must be {dtype} as `{first}` is, or float32"
-    )
+    raise TypeError(f"{function}: `{name}` has dtype {array.dtype}, but must be {dtype} as `{first}` is, or float32")
 
 
 def lse_dtype(name: str) -> Any:
@@ -124,6 +135,6 @@ def _overlap(one: Array, other: Array) -> bool:
     if not np.may_share_memory(one, other):
         return False
     try:
-        return np.shares_memory(one, other, max_work=100_000)
+        return np.shares_memory(one, other, max_work=100_000)  # type: ignore[arg-type]  # any bound is allowed
     except np.exceptions.TooHardError:
         return True

@@ -73,6 +73,7 @@ class Call(NamedTuple):
     form: str  # "bhld" or "blhd" as `layout`; "flat": two axes, one head; "token": (b, heads, dim), one query
     out_shape: tuple[int, ...]
     lse_shape: tuple[int, ...]
+    return_lse: bool
     out: Array | None = None
     lse: Array | None = None
 
@@ -100,13 +101,14 @@ def attention_call(
     function: str, q: Array, k: Array, v: Array | None, *, causal: Any = False, window: Any = None, mask: Any = None,
     bias: Any = None, scale: Any = None, softcap: Any = None, sinks: Any = None, q_offset: Any = None,
     kv_lengths: Any = None, layout: Any = "bhld", precision: Any = None, out: Any = None, lse_out: Any = None,
-    workspace: Any = None,
+    workspace: Any = None, return_lse: Any = False,
 ) -> Call:  # fmt: skip
     """Check and normalise `attention` and its kin; without `v` the values have width 0."""
     home = arrays.same_library(function, "q", q=q, k=k, v=v, sinks=sinks, out=out, lse_out=lse_out, workspace=workspace)
     dtype = arrays.same_float(function, "q", q=q, k=k, v=v)
     form = options.read_layout(function, layout)
     options.read_precision(function, precision)
+    wanted = options.read_flag(function, "return_lse", return_lse)
     dims, form = _match_heads(function, q, k, v, form)
     hq, lq, lk, d = dims["hq"], dims["lq"], dims["lk"], dims["d"]
     dv = dims.get("dv", 0)
@@ -140,7 +142,7 @@ def attention_call(
     if out is not None or lse_out is not None or workspace is not None:
         given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}
         _check_outputs(function, out, lse_out, workspace, out_shape, lse_shape, q.dtype, dtype, given)
-    return Call(problem, operands, home, q, form, out_shape, lse_shape, out, lse_out)
+    return Call(problem, operands, home, q, form, out_shape, lse_shape, wanted, out, lse_out)
 
 
 _AXES = {  # the trailing axes of q, k, v
@@ -188,8 +190,7 @@ _SCORES = "the scores (..., hq, lq, lk)"
 def _read_mask(function: str, mask: Any, target: tuple[int, ...], home: str) -> Array | None:
     if mask is None or isinstance(mask, masks.Window):
         return None
-    if arrays.library(function, "mask", mask) != home:
-        raise TypeError(f"{function}: `mask` is not a {home} array, as `q` is")
+    arrays.check_library(function, "mask", mask, home)
     if mask.dtype != np.bool_:
         raise TypeError(
             f"{function}: `mask` has dtype {mask.dtype}, but must be boolean (True = takes part); "
@@ -207,11 +208,11 @@ def _read_bias(function: str, bias: Any, target: tuple[int, ...], home: str, dty
 
 def check_bias_array(function: str, bias: Any, home: str, dtype: Any) -> None:
     """A bias array: of the operands' library, and of q's dtype or float32."""
-    if arrays.library(function, "bias", bias) != home:
-        raise TypeError(f"{function}: `bias` is not a {home} array, as `q` is")
+    arrays.check_library(function, "bias", bias, home)
     if bias.dtype == np.bool_:
         raise TypeError(
-            f"{function}: `bias` is boolean, but is added to the scores; what to hide goes to `mask` (True = takes part)"
+            f"{function}: `bias` is boolean, but is added to the scores; "
+            "what to hide goes to `mask` (True = takes part)"
         )
     arrays.float_or_float32(function, "bias", bias, "q", dtype)
 

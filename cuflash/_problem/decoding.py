@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,7 +18,7 @@ from cuflash.errors import CacheFullError, ProblemError
 def decode_call(
     function: str, q: Array, cache: Any, *, seqs: Any = None, causal: Any = True, window: Any = None, bias: Any = None,
     sinks: Any = None, softcap: Any = None, scale: Any = None, splits: Any = None, validate: Any = None,
-    layout: Any = "bhld", out: Any = None,
+    layout: Any = "bhld", out: Any = None, return_lse: Any = False,
 ) -> Call:  # fmt: skip
     """Check and normalise `decode`."""
     for name in ("k", "v", "lengths"):
@@ -59,7 +60,8 @@ def decode_call(
         inputs = {"q": q, "cache": cache.k, "cache.v": cache.v, "sinks": sinks, "bias": operands.bias}
         arrays.check_output(function, "out", out, out_shape, "the output", q.dtype, **inputs)
     lse_shape = (b, hq) if form == "token" else (b, hq, lq)
-    return Call(problem, operands, home, q, form, out_shape, lse_shape, out)
+    wanted = options.read_flag(function, "return_lse", return_lse)
+    return Call(problem, operands, home, q, form, out_shape, lse_shape, wanted, out)
 
 
 def _read_splits(function: str, splits: Any) -> int | None:
@@ -75,7 +77,9 @@ def _read_rows(function: str, seqs: Any, b: int, batch: int) -> Array | None:
     """Rows of the cache, one for each of the b entries handed in; None where they are simply all rows."""
     if seqs is None:
         if b != batch:
-            raise ProblemError(f"{function}: got b={b} rows, but the cache has batch={batch}; name the rows with `seqs`")
+            raise ProblemError(
+                f"{function}: got b={b} rows, but the cache has batch={batch}; name the rows with `seqs`"
+            )
         return None
     rows = np.asarray(seqs)
     if rows.dtype.kind not in "iu" and rows.size:
@@ -136,12 +140,22 @@ def cache_shape(function: str, batch: Any, capacity: Any, kv_heads: Any, head_di
     return CacheShape(**sizes)
 
 
+def cache_home(function: str, xp: Any, like: Any) -> str:
+    """The array library of a cache: that of `like`, else the module `xp`."""
+    if like is not None:
+        return arrays.library(function, "like", like)
+    if not isinstance(xp, ModuleType):
+        raise TypeError(f"{function}: `xp` must be an array library such as numpy, got {xp!r}")
+    return xp.__name__
+
+
 def cache_dtype(function: str, dtype: Any, like: Any) -> Any:
     """The dtype of a cache: given, or that of `like`."""
     if dtype is None and like is None:
         raise TypeError(f"{function}: `dtype` is missing; give it, or an array of that dtype as `like`")
     chosen = np.dtype(like.dtype if dtype is None else dtype)
-    arrays.float_name(function, "dtype", np.empty(0, chosen))
+    if arrays.known_float(chosen) is None:
+        raise TypeError(f"{function}: `dtype` is {chosen}, but must be {arrays.FLOATS}")
     return chosen
 
 
@@ -173,13 +187,18 @@ def append_call(cache: Any, k: Array, v: Array, seqs: Any, lengths: Any, layout:
             )
     dims = match(function, ("k", k.shape, ("b", "hk", "l", "d")), ("v", v.shape, ("b", "hk", "l", "dv")))
     rows = _read_rows(function, seqs, dims["b"], cache.batch)
-    if rows is not None and len(set(rows.tolist())) != len(rows):
-        raise ProblemError(f"{function}: `seqs` names a row twice: {rows.tolist()}")
+    if rows is not None:
+        _check_distinct(function, "seqs", rows)
     _check_lengths(function, cache.lengths, cache.capacity)
     counts: Any = dims["l"]
     if lengths is not None:
         counts = options.read_integers(function, "lengths", lengths, (dims["b"],), home, 0, dims["l"])
     return Append(k, v, rows, np.broadcast_to(np.asarray(counts, np.int32), (dims["b"],)))
+
+
+def _check_distinct(function: str, name: str, rows: Array) -> None:
+    if len(set(rows.tolist())) != len(rows):
+        raise ProblemError(f"{function}: `{name}` names a row twice: {rows.tolist()}")
 
 
 def check_room(cache: Any, needed: int) -> None:
@@ -204,6 +223,7 @@ def truncate_call(cache: Any, seq: Any, length: Any) -> tuple[Array, Array]:
         for row in rows.tolist():
             if not 0 <= row < cache.batch:
                 raise ProblemError(f"{function}: `seq` names row {row}, but the cache has rows 0 to {cache.batch - 1}")
+    _check_distinct(function, "seq", rows)
     lengths = options.read_integers(function, "length", length, rows.shape, "numpy", 0)
     lengths = np.broadcast_to(lengths, rows.shape)
     for row, now, wanted in zip(rows.tolist(), cache.lengths[rows].tolist(), lengths.tolist()):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cuflash import masks
-from cuflash._problem.arrays import Array, library
+from cuflash._problem.arrays import Array, check_library
 from cuflash._problem.match import match_broadcast
 from cuflash.errors import ProblemError, UnsupportedError
 
@@ -112,7 +112,13 @@ _UNLIMITED = masks.Window(None, None)
 
 
 def read_integers(
-    function: str, name: str, value: Any, batch: tuple[int, ...], home: str, low: int | None = None, high: int | None = None
+    function: str,
+    name: str,
+    value: Any,
+    batch: tuple[int, ...],
+    home: str,
+    low: int | None = None,
+    high: int | None = None,
 ) -> int | Array:
     """An integer, or integers broadcast to the batch axes; on NumPy each must lie in [low, high] where given."""
     if type(value) is int or isinstance(value, np.integer):
@@ -121,11 +127,8 @@ def read_integers(
         values = np.asarray(value)
     elif isinstance(value, (bool, np.bool_, float, complex, str)):
         raise TypeError(f"{function}: `{name}` must be an integer or an array of integers, got {_said(value)}")
-    elif library(function, name, value) != home:
-        raise TypeError(
-            f"{function}: `{name}` is a {library(function, name, value)} array, but the operands are {home} arrays"
-        )
     else:
+        check_library(function, name, value, home)
         values = value
     if values.dtype.kind not in "iu":
         raise TypeError(f"{function}: `{name}` must hold integers, got dtype {values.dtype}")
@@ -136,15 +139,16 @@ def read_integers(
 
 
 def _check_range(function: str, name: str, values: Array, low: int | None, high: int | None) -> None:
-    wrong = np.zeros(values.shape, dtype=bool)
-    if low is not None:
-        wrong |= values < low
+    if low is None:
+        return
+    wrong = values < low
     if high is not None:
         wrong |= values > high
     if wrong.any():
         where = tuple(int(i) for i in np.argwhere(wrong)[0])
         at = f" at {where}" if where else ""
-        raise ProblemError(f"{function}: `{name}` is {int(values[where])}{at}, but must lie in {low}..{high}")
+        bounds = f"be {low} or more" if high is None else f"lie in {low}..{high}"
+        raise ProblemError(f"{function}: `{name}` is {int(values[where])}{at}, but must {bounds}")
 
 
 def _said(value: Any) -> str:

@@ -44,7 +44,9 @@ def rotary_call(
     leading = (x.shape[0],) if form == "flat" else (*x.shape[:-3], x.shape[-3 if form == "blhd" else -2])
     turned = x.shape[-1] if dim is None else options.read_integer(function, "dim", dim)
     if turned % 2 or not 0 <= turned <= x.shape[-1]:
-        raise ProblemError(f"{function}: `dim` is {turned}, but must be even and lie in 0..{x.shape[-1]}, x's last axis")
+        raise ProblemError(
+            f"{function}: `dim` is {turned}, but must be even and lie in 0..{x.shape[-1]}, x's last axis"
+        )
     angles = _read_freqs(function, freqs, base, turned)
 
     where = np.asarray(positions)
@@ -53,10 +55,9 @@ def rotary_call(
     where = match_broadcast(function, "positions", where, leading, "(..., l)").astype(np.float64)
     if out is not None:
         arrays.check_output(function, "out", out, x.shape, "x", x.dtype, x=x, positions=np.asarray(positions))
-    return RotaryCall(
-        x, where if form == "flat" else where[..., None, :], angles, turned, options.read_flag(function, "interleaved", interleaved),
-        home, form, out,
-    )  # fmt: skip
+    where = where if form == "flat" else where[..., None, :]
+    paired = options.read_flag(function, "interleaved", interleaved)
+    return RotaryCall(x, where, angles, turned, paired, home, form, out)
 
 
 def _read_freqs(function: str, freqs: Any, base: Any, dim: int) -> Array:
