@@ -16,11 +16,18 @@ import cuflash
 from cuflash._device import cpu_device
 
 
+PAUSE = 0.1  # seconds
+
+
 def alternate(peers: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function over `rounds`, called in turn, after one call that is not counted."""
+    """Median seconds of each function over `rounds`, called in turn, after one call that is not counted.
+
+    A pause before each call lets the threads of the one before it stop spinning: OpenBLAS's do so for a while.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
     for round_number in range(rounds + 1):
         for name, call in peers.items():
+            time.sleep(PAUSE)
             start = time.perf_counter()
             call()
             if round_number:

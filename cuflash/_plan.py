@@ -23,7 +23,7 @@ class CpuPlan(NamedTuple):
     kv_tile: int  # keys of one score tile
     part: int | None  # keys of a part; None: the keys are not cut
     parts: int | None  # a fixed number of parts, where asked for
-    threads: int
+    threads: int  # 0: the caller's alone, and so little work that BLAS does not thread it either
     base2: bool  # exp2 of scores in units of ln 2, else exp
     why: str
 
@@ -152,6 +152,9 @@ def _kv_tile(rows: int) -> int:
 
 def _threads(problem: Problem, device: Device, why: list[str]) -> int:
     work = prod(problem.batch) * problem.hq * problem.lq * problem.lk * (problem.d + problem.dv)
+    if work <= _tuning.TINY_WORK:
+        why.append("tiny: in the caller's thread, BLAS as it is")
+        return 0
     if work < _tuning.SMALL_WORK * 2:
         why.append("one thread: too little work to wake another")
         return 1

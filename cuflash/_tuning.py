@@ -14,5 +14,9 @@ PART_KEYS = 1024  # keys of one part
 BACKWARD_PARTS_MOST = 4  # each part keeps its own dq
 BACKWARD_PART_KEYS_LEAST = 512
 
+# Multiply-adds of a call below which no BLAS product in it gets threads of its own (OpenBLAS: 9216 elements of a matrix
+# times a vector, 262144 multiply-adds of a product), so that BLAS need not be held to one; holding it takes 5 us.
+TINY_WORK = 9000
+
 # Multiply-adds below which a block is not worth cutting, and half of what is worth waking a thread of the pool (30 us).
 SMALL_WORK = 1_000_000

@@ -72,7 +72,7 @@ class Window:
         """The keys that both show."""
         if not isinstance(other, Window):
             return NotImplemented
-        return Window(_narrower(self.left, other.left), _narrower(self.right, other.right))
+        return Window(narrower(self.left, other.left), narrower(self.right, other.right))
 
 
 class Causal(Window):
@@ -92,9 +92,11 @@ class Causal(Window):
         return "Causal()"
 
 
-def _narrower(one: int | None, other: int | None) -> int | None:
-    given = [width for width in (one, other) if width is not None]
-    return min(given) if given else None
+def narrower(one: int | None, other: int | None) -> int | None:
+    """The smaller of two widths, where None is unlimited."""
+    if one is None or other is None:
+        return other if one is None else one
+    return min(one, other)
 
 
 def _width(side: str, value: Any) -> int | None:

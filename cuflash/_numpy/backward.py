@@ -15,7 +15,7 @@ import numpy as np
 from cuflash._device import cpu_device
 from cuflash._numpy import threads
 from cuflash._numpy.bias_gradient import BiasGradient
-from cuflash._numpy.forward import empty_like, probabilities, row_shift, tiles
+from cuflash._numpy.forward import empty_like, entries, probabilities, row_shift, tiles
 from cuflash._numpy.scores import BASE_2, BASE_E, Block, QueryBlock, as_operand, visible_keys
 from cuflash._plan import CpuBackwardPlan, make_backward_plan
 from cuflash._problem.attention import Backward, Operands, Problem
@@ -65,7 +65,7 @@ class _Gradients:
         """Batch entries and runs of key/value heads, together where they write the same slice of the bias gradient."""
         runs = tiles(slice(0, problem.hk), max(1, plan.heads // problem.group) if problem.group else 1)
         together: dict[Any, list[tuple[tuple[int, ...], slice]]] = {}
-        for index in np.ndindex(problem.batch):
+        for index in entries(problem):
             for run in runs:
                 slot = (index, run.start) if self.bias is None else self.bias.slot(index, run.start)
                 together.setdefault(slot, []).append((index, run))

@@ -9,6 +9,8 @@ whoever ran what.
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -47,13 +49,14 @@ def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) ->
     """Fill out (*batch, hq, lq, dv) and lse (*batch, hq, lq)."""
     plan = make_plan(problem, cpu_device())
     units, dtype = BASE_2 if plan.base2 else BASE_E, problem.accumulator
-    work = [part for block in walk(problem, plan) for part in _cut(problem, operands, plan, block)]
-    work.sort(key=lambda item: item[0].keys.start - item[0].keys.stop)
+    blocks = walk(problem, operands, plan)
+    blocks.sort(key=lambda block: block.keys.start - block.keys.stop)  # the longest first
+    work = [part for block in blocks for part in _cut(plan, block)]
 
     def make_worker() -> Any:
         scratch = np.empty(plan.heads * plan.q_tile * plan.kv_tile, dtype)
 
-        def worker(item: tuple[Block, int, _Merger]) -> None:
+        def worker(item: tuple[Block, int, _Merger | None]) -> None:
             block, part, merger = item
             queries = QueryBlock(problem, operands, block, units)
             state = None
@@ -64,8 +67,9 @@ def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) ->
                     state = OnlineSoftmax.of_tile(scores, v, units)
                 else:
                     state.step(scores, v)
-            whole = merger.add(part, state or OnlineSoftmax(queries.q.shape[:2], problem.dv, dtype, units))
-            if whole is not None:
+            state = state or OnlineSoftmax(queries.q.shape[:2], problem.dv, dtype, units)
+            whole = merger.add(part, state) if merger else state
+            if whole:
                 _finish(whole, block, operands, units, out, lse)
 
         return worker
@@ -80,14 +84,21 @@ def _finish(state: OnlineSoftmax, block: Block, operands: Operands, units: Units
     state.finish(out[block.entry][block.heads, block.rows], lse[block.entry][block.heads, block.rows])
 
 
-def walk(problem: Problem, plan: CpuPlan) -> list[Block]:
-    """Every block of a problem once, its keys yet to be found."""
+def walk(problem: Problem, operands: Operands, plan: CpuPlan) -> list[Block]:
+    """Every block of a problem once."""
     heads = tiles(slice(0, problem.hq), plan.heads)
     rows = tiles(slice(0, problem.lq), plan.q_tile)
-    return [Block(index, h, r, _NO_KEYS) for index in np.ndindex(problem.batch) for h in heads for r in rows]
+    return [
+        Block(entry, some_heads, some_rows, visible_keys(problem, operands, entry, some_rows))
+        for entry in entries(problem)
+        for some_heads in heads
+        for some_rows in rows
+    ]
 
 
-_NO_KEYS = slice(0, 0)
+def entries(problem: Problem) -> Iterator[tuple[int, ...]]:
+    """The index of every batch entry."""
+    return product(*map(range, problem.batch))
 
 
 def tiles(span: slice, size: int) -> list[slice]:
@@ -95,13 +106,14 @@ def tiles(span: slice, size: int) -> list[slice]:
     return [slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)]
 
 
-def _cut(problem: Problem, operands: Operands, plan: CpuPlan, block: Block) -> list[tuple[Block, int, _Merger]]:
-    """A block once for each part of the keys it can see, with the merger that its parts share."""
-    keys = visible_keys(problem, operands, block.entry, block.rows)
-    part = plan.part or max(1, keys.stop - keys.start)
-    if plan.parts is not None:
-        part = -(-part // plan.parts)
-    parts = tiles(keys, part) or [keys]
+def _cut(plan: CpuPlan, block: Block) -> list[tuple[Block, int, _Merger | None]]:
+    """A block once for each part of the keys it can see, with the merger that its parts share; None for one part."""
+    keys = block.keys
+    length = keys.stop - keys.start
+    part = plan.part or max(1, -(-length // (plan.parts or 1)))
+    if length <= part:
+        return [(block, 0, None)]
+    parts = tiles(keys, part)
     merger = _Merger(len(parts))
     return [(block._replace(keys=span), number, merger) for number, span in enumerate(parts)]
 
@@ -109,26 +121,19 @@ def _cut(problem: Problem, operands: Operands, plan: CpuPlan, block: Block) -> l
 class _Merger:
     """Collects the states of a block's parts; the last to arrive gets them merged, in order of the keys."""
 
-    __slots__ = ("_lock", "_missing", "_states")
-
     def __init__(self, parts: int) -> None:
-        self._states: list[OnlineSoftmax | None] = [None] * parts
-        self._missing = parts
-        self._lock = threading.Lock() if parts > 1 else None
+        self._states: dict[int, OnlineSoftmax] = {}
+        self._parts = parts
+        self._lock = threading.Lock()
 
     def add(self, part: int, state: OnlineSoftmax) -> OnlineSoftmax | None:
-        """The state of the whole block if this was the last part, else None."""
-        if self._lock is None:
-            return state
+        """The state of the whole block if this was the last part to arrive, else None."""
         with self._lock:
             self._states[part] = state
-            self._missing -= 1
-            if self._missing:
+            if len(self._states) < self._parts:
                 return None
-        whole, *others = self._states
-        assert whole is not None
+        whole, *others = (self._states[number] for number in range(self._parts))
         for other in others:
-            assert other is not None
             whole.merge(other)
         return whole
 
@@ -152,7 +157,7 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
         def worker(block: Block) -> None:
             queries = QueryBlock(problem, operands, block, units)
             shift = row_shift(lse[block.entry][block.heads, block.rows], queries, units)
-            for keys in tiles(visible_keys(problem, operands, block.entry, block.rows), plan.kv_tile):
+            for keys in tiles(block.keys, plan.kv_tile):
                 scores = queries.scores(as_operand(queries.k[:, keys], dtype), keys, scratch)
                 probabilities(scores, shift, units)
                 target = filled[block.entry][block.heads, block.rows, keys]
@@ -160,7 +165,7 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
 
         return worker
 
-    threads.run(walk(problem, plan), make_worker, plan.threads)
+    threads.run(walk(problem, operands, plan), make_worker, plan.threads)
     return out
 
 

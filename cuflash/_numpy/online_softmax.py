@@ -13,6 +13,8 @@ from cuflash._numpy.scores import Units
 
 Array = Any
 
+_LOWEST = {np.dtype(dtype): np.finfo(dtype).min for dtype in (np.float32, np.float64)}
+
 
 class OnlineSoftmax:
     """What a block of rows has seen so far, (hk, rows, ...) as its scores are.
@@ -22,12 +24,11 @@ class OnlineSoftmax:
     a hidden key is then exp(-inf) = 0 in every row, and no -inf is ever subtracted from another.
     """
 
-    __slots__ = ("_lowest", "_units", "maximum", "output", "total")
+    __slots__ = ("_units", "maximum", "output", "total")
 
     def __init__(self, rows: tuple[int, ...], dv: int, dtype: Any, units: Units) -> None:
         self._units = units
-        self._lowest = np.finfo(dtype).min
-        self.maximum = np.full((*rows, 1), self._lowest, dtype)
+        self.maximum = np.full((*rows, 1), _LOWEST[np.dtype(dtype)], dtype)
         self.total = np.zeros((*rows, 1), dtype)
         self.output = np.zeros((*rows, dv), dtype)
 
@@ -36,8 +37,7 @@ class OnlineSoftmax:
         """The state after one tile of scores (hk, rows, keys), which is overwritten, and values (hk, keys, dv)."""
         self = cls.__new__(cls)
         self._units = units
-        self._lowest = np.finfo(scores.dtype).min
-        self.maximum = scores.max(axis=-1, keepdims=True, initial=self._lowest)
+        self.maximum = scores.max(axis=-1, keepdims=True, initial=_LOWEST[scores.dtype])
         self.total, self.output = self._sums(scores, v)
         return self
 

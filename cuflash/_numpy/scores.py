@@ -98,37 +98,41 @@ class QueryBlock:
             if tanh_out is not None:
                 tanh_out[...] = tile
             tile *= self.dtype(problem.softcap * self._nat)
-        crosses_edge = self._crosses_edge(keys)
-        if crosses_edge or problem.bias is not None or problem.alibi or problem.mask:
-            self._add_bias_and_hide(tile.reshape(*self.shape, k.shape[1]), keys, crosses_edge)
+        crosses = self._crosses_left(keys), self._crosses_right(keys)
+        if any(crosses) or problem.bias is not None or problem.alibi or problem.mask:
+            self._add_bias_and_hide(tile.reshape(*self.shape, k.shape[1]), keys, *crosses)
         return tile
 
-    def _add_bias_and_hide(self, tile: Array, keys: slice, crosses_edge: bool) -> None:
-        operands = self._operands
+    def _add_bias_and_hide(self, tile: Array, keys: slice, crosses_left: bool, crosses_right: bool) -> None:
+        operands, problem = self._operands, self._problem
         where = (*self._entry, self._heads, self._rows, keys)
         if operands.bias is not None:
             assert self._nat == 1.0, "the plan counts in nats where there is a bias array"
             tile += operands.bias[where]
+        positions = np.arange(self._rows.start, self._rows.stop)[:, None] + self._offset
         if operands.slopes is not None:
             slopes = (operands.slopes[self._heads] * self._nat).astype(self.dtype)
-            tile -= slopes[:, None, None] * np.abs(self._distance(keys)).astype(self.dtype)
+            distance = np.abs(np.arange(keys.start, keys.stop) - positions)
+            tile -= slopes[:, None, None] * distance.astype(self.dtype)
         if operands.mask is not None:
             np.copyto(tile, -np.inf, where=~operands.mask[where])
-        if crosses_edge:
-            distance, left, right = self._distance(keys), self._problem.left, self._problem.right
-            if left is not None:
-                np.copyto(tile, -np.inf, where=distance < -left)
-            if right is not None:
-                np.copyto(tile, -np.inf, where=distance > right)
+        if crosses_left:
+            assert problem.left is not None
+            stop = min(keys.stop, self._rows.stop - 1 + self._offset - problem.left)
+            hidden = np.arange(keys.start, stop) < positions - problem.left
+            np.copyto(tile[..., : stop - keys.start], -np.inf, where=hidden)
+        if crosses_right:
+            assert problem.right is not None
+            start = max(keys.start, self._rows.start + self._offset + problem.right + 1)
+            hidden = np.arange(start, keys.stop) > positions + problem.right
+            np.copyto(tile[..., start - keys.start :], -np.inf, where=hidden)
 
-    def _distance(self, keys: slice) -> Array:
-        """Key position minus query position, (rows, keys)."""
-        positions = np.arange(self._rows.start, self._rows.stop) + self._offset
-        return np.arange(keys.start, keys.stop) - positions[:, None]
+    def _crosses_left(self, keys: slice) -> bool:
+        """Whether a window hides the tile's first key from some row."""
+        left = self._problem.left
+        return left is not None and keys.start < self._rows.stop - 1 + self._offset - left
 
-    def _crosses_edge(self, keys: slice) -> bool:
-        """Whether the tile holds a key that causal or window hides from some row."""
-        left, right = self._problem.left, self._problem.right
-        if left is not None and keys.start < self._rows.stop - 1 + self._offset - left:
-            return True
+    def _crosses_right(self, keys: slice) -> bool:
+        """Whether causal or a window hides the tile's last key from some row."""
+        right = self._problem.right
         return right is not None and keys.stop - 1 > self._rows.start + self._offset + right

@@ -10,13 +10,18 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 Block = TypeVar("Block")
 
 
 class _OneThreadBlas:
-    """Holds BLAS to one thread while any caller is inside: the first in sets the limit, the last out restores it."""
+    """Holds BLAS to one thread while any caller is inside: the first in sets the limit, the last out restores it.
+
+    A single block is held as well: BLAS on two threads may round differently, and a sequence decoded alone must have
+    the bits that it has in a batch.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -75,19 +80,19 @@ class _Pool:
         self._workers = 0
 
     def submit(self, work: Callable[[], None], helpers: int) -> list[Any]:
-        """Have `helpers` threads run `work`; none if the interpreter is shutting down."""
+        """Have `helpers` threads run `work`; fewer or none if the system or a closing interpreter refuses them."""
         from concurrent.futures import ThreadPoolExecutor
 
+        futures: list[Any] = []
         with self._lock:
             if self._workers < helpers:
                 if self._executor is not None:
                     self._executor.shutdown(wait=False)
                 self._executor = ThreadPoolExecutor(helpers, thread_name_prefix="cuflash")
                 self._workers = helpers
-            try:
-                return [self._executor.submit(work) for _ in range(helpers)]
-            except RuntimeError:
-                return []
+            with suppress(RuntimeError):
+                futures.extend(self._executor.submit(work) for _ in range(helpers))
+        return futures
 
 
 _pool = _Pool()
@@ -106,12 +111,14 @@ def run(blocks: Iterable[Block], make_worker: Callable[[], Callable[[Block], Non
     """Call a worker on every block; each thread makes its own worker, and with it its own scratch memory.
 
     Blocks are taken in order by whoever is free, so put the longest first. The first exception ends the work and is
-    raised here once every thread has stopped.
+    raised here once every thread has stopped. `threads` = 0 is for tiny work: this thread, and BLAS is not held.
     """
-    queue = deque(blocks)
-    if len(queue) == 1:
-        make_worker()(queue[0])
+    if threads == 0:
+        worker = make_worker()
+        for block in blocks:
+            worker(block)
         return
+    queue = deque(blocks)
     with one_thread_blas:
         _run_queue(queue, make_worker, min(threads, len(queue)) - 1)
 
@@ -130,7 +137,7 @@ def _run_queue(queue: deque[Block], make_worker: Callable[[], Callable[[Block], 
             queue.clear()
             raise
 
-    futures = _pool.submit(work, helpers) if helpers else []
+    futures = _pool.submit(work, helpers) if helpers > 0 else []
     try:
         work()
     finally:

@@ -82,33 +82,30 @@ def read_precision(function: str, precision: Any) -> None:
 
 def read_span(function: str, causal: Any, window: Any, mask: Any) -> tuple[int | None, int | None]:
     """How far a query sees (left, right) of its position: causal, window and a structured mask together."""
-    span = read_window(function, window)
+    left, right = read_window(function, window)
     if read_flag(function, "causal", causal):
-        span &= masks.Causal()
+        right = masks.narrower(right, 0)
     if isinstance(mask, masks.Window):
-        span &= mask
-    return span.left, span.right
+        left, right = masks.narrower(left, mask.left), masks.narrower(right, mask.right)
+    return left, right
 
 
-def read_window(function: str, window: Any) -> masks.Window:
+def read_window(function: str, window: Any) -> tuple[int | None, int | None]:
     """None, a width for both sides, or (left, right)."""
     if window is None:
-        return _UNLIMITED
+        return None, None
     if isinstance(window, masks.Window):
         raise TypeError(f"{function}: `window` is {window!r}, a mask: pass it as `mask`, or window=(left, right)")
     sides = tuple(window) if isinstance(window, (tuple, list)) else (window, window)
     if len(sides) != 2:
         raise ProblemError(f"{function}: `window` is {window!r}, but must be None, an integer or (left, right)")
-    widths = [None if side is None else read_integer(function, "window", side) for side in sides]
-    for width in widths:
+    left, right = (None if side is None else read_integer(function, "window", side) for side in sides)
+    for width in (left, right):
         if width is not None and width < 0:
             raise ProblemError(
                 f"{function}: `window` is {window!r}, but a side reaches 0 or more positions; None is unlimited"
             )
-    return masks.Window(*widths)
-
-
-_UNLIMITED = masks.Window(None, None)
+    return left, right
 
 
 def read_integers(
