@@ -16,22 +16,24 @@ import cuflash
 from cuflash._device import cpu_device
 
 
-PAUSE = 0.1  # seconds
+WARM = 0.1  # seconds
 
 
 def alternate(peers: dict[str, Callable[[], Any]], rounds: int) -> dict[str, float]:
-    """Median seconds of each function over `rounds`, called in turn, after one call that is not counted.
+    """Median seconds of each function over `rounds`, called in turn.
 
-    A pause before each call lets the threads of the one before it stop spinning: OpenBLAS's do so for a while.
+    Each turn calls for `WARM` seconds before the call that counts: meanwhile the threads of the peer before it stop
+    spinning, as OpenBLAS's do for a while. A pause would do that too, but cores that have slept start slowly.
     """
     seconds: dict[str, list[float]] = {name: [] for name in peers}
-    for round_number in range(rounds + 1):
+    for _ in range(rounds):
         for name, call in peers.items():
-            time.sleep(PAUSE)
+            warm = time.perf_counter() + WARM
+            while time.perf_counter() < warm:
+                call()
             start = time.perf_counter()
             call()
-            if round_number:
-                seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
