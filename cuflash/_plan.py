@@ -24,7 +24,6 @@ class CpuPlan(NamedTuple):
     part: int | None  # keys of a part; None: the keys are not cut
     parts: int | None  # a fixed number of parts, where asked for
     threads: int  # 0: the caller's alone, and so little work that BLAS does not thread it either
-    base2: bool  # exp2 of scores in units of ln 2, else exp
     why: str
 
 
@@ -47,8 +46,8 @@ def make_plan(problem: Problem, device: Device) -> CpuPlan:
         why.append(f"keys cut into {problem.splits} part(s) as asked; results may differ in rounding from the default")
     kv_tile = _kv_tile(heads * q_tile)
     why.append(f"score tile {heads * q_tile} x {kv_tile} stays in a core's cache")
-    threads, base2 = _threads(problem, device, why), _use_base2(problem, device)
-    return CpuPlan(heads, q_tile, kv_tile, part, problem.splits, threads, base2, "; ".join(why))
+    threads = _threads(problem, device, why)
+    return CpuPlan(heads, q_tile, kv_tile, part, problem.splits, threads, "; ".join(why))
 
 
 class CpuBackwardPlan(NamedTuple):
@@ -60,7 +59,6 @@ class CpuBackwardPlan(NamedTuple):
     part: int  # keys of a part; each part has a dq of its own, added in order
     parts: int
     threads: int
-    base2: bool
     why: str
 
 
@@ -85,13 +83,8 @@ def make_backward_plan(problem: Problem, device: Device) -> CpuBackwardPlan:
     if parts > 1:
         why.append(f"dq is kept {parts} times and added in order, so that bits do not depend on threads")
     why.append(f"score tile {heads * q_tile} x {kv_tile} stays in a core's cache")
-    threads, base2 = _threads(problem, device, why), _use_base2(problem, device)
-    return CpuBackwardPlan(heads, q_tile, kv_tile, part, parts, threads, base2, "; ".join(why))
-
-
-def _use_base2(problem: Problem, device: Device) -> bool:
-    """Not with a bias array: it would have to be scaled, and the lowest floats, often used to hide keys, overflow."""
-    return device.fast_exp2 and problem.bias is None
+    threads = _threads(problem, device, why)
+    return CpuBackwardPlan(heads, q_tile, kv_tile, part, parts, threads, "; ".join(why))
 
 
 def _count_owners(problem: Problem, heads: int) -> int:

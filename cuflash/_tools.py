@@ -119,7 +119,6 @@ def show_config() -> None:
         if blas["user_api"] == "blas":
             kernels = blas.get("architecture", "unknown")
             print(f"BLAS: {blas['internal_api']} {blas['version']}, {kernels} kernels, {blas['num_threads']} threads")
-    print(f"exponential: {'exp2' if device.fast_exp2 else 'exp'}")
     print("backends: numpy")
 
 

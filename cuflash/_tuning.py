@@ -6,6 +6,8 @@
 BLOCK_ROWS = 256  # query rows of one block, over all the heads it packs
 SCORE_TILE = 256 * 512  # elements of one score tile
 KV_TILE_MOST = 2048  # keys of one tile, where there are few rows
+# exp2 runs twice as fast as exp on NumPy's AVX-512 loops (29 against 60 us a tile), but falls back to 630-1200 us where
+# a tile holds -inf or anything below -126, as every causal edge and every long ALiBi distance does; exp does not.
 
 # Fewer blocks than this leave cores idle, so a call makes its blocks smaller or cuts the keys into parts.
 BLOCKS_WANTED = 16

@@ -16,7 +16,7 @@ from cuflash._device import cpu_device
 from cuflash._numpy import threads
 from cuflash._numpy.bias_gradient import BiasGradient
 from cuflash._numpy.forward import empty_like, entries, probabilities, row_shift, tiles
-from cuflash._numpy.scores import BASE_2, BASE_E, Block, QueryBlock, as_operand, visible_keys
+from cuflash._numpy.scores import Block, QueryBlock, as_operand, visible_keys
 from cuflash._plan import CpuBackwardPlan, make_backward_plan
 from cuflash._problem.attention import Backward, Operands, Problem
 
@@ -39,7 +39,8 @@ def backward(given: Backward) -> tuple[Array, Array, Array, Array | None, Array 
     form, dtype = given.call.form, problem.accumulator
     dq = grads.dq.sum(axis=0) if plan.parts > 1 else grads.dq[0]
     dq *= dtype(problem.scale)
-    grads.dk *= dtype(problem.softcap or (1.0 / (BASE_2 if plan.base2 else BASE_E).nat))
+    if problem.softcap is not None:
+        grads.dk *= dtype(problem.softcap)  # it was taken with the queries that QueryBlock had divided by the cap
     dq = _shaped(dq, given.q, form)
     dk, dv = _shaped(grads.dk, given.k, form), _shaped(grads.dv, given.v, form)
     dbias = None
@@ -87,7 +88,6 @@ class _Worker:
         self.given, self.plan, self.grads, self.delta = given, plan, grads, delta
         self.problem: Problem = given.call.problem
         self.operands: Operands = given.call.operands
-        self.units = BASE_2 if plan.base2 else BASE_E
         size = plan.heads * plan.q_tile * plan.kv_tile
         self.scratch = _Scratch(*(np.empty(size, self.problem.accumulator) for _ in range(3)))
 
@@ -106,14 +106,14 @@ class _Worker:
 
     def _rows(self, block: Block, run: slice, part: int, first: int, k: Array, v: Array) -> None:
         """All that a tile of query rows adds, over the keys of its block; k and v (hk, keys, dim) begin at `first`."""
-        queries = QueryBlock(self.problem, self.operands, block, self.units)
+        queries = QueryBlock(self.problem, self.operands, block)
         dout, delta, lse, dq_out = (
             array[block.entry][block.heads, block.rows]
             for array in (self.given.dout, self.delta, self.given.lse, self.grads.dq[part])
         )
         dout = dout.astype(queries.dtype, order="C").reshape(*queries.q.shape[:2], self.problem.dv)
         delta = delta.reshape(*queries.q.shape[:2], 1)
-        shift = row_shift(lse, queries, self.units)
+        shift = row_shift(lse, queries)
         dq = np.zeros(queries.q.shape, queries.dtype)
         dk, dv = self.grads.dk[block.entry][run], self.grads.dv[block.entry][run]
         for keys in tiles(block.keys, self.plan.kv_tile):
@@ -133,7 +133,7 @@ class _Worker:
         shape = (*dout.shape[:2], k.shape[1])
         ds, tanh = (buffer[: prod(shape)].reshape(shape) for buffer in self.scratch[1:])
         p = queries.scores(k, keys, self.scratch.scores, tanh if capped else None)
-        probabilities(p, shift, self.units)
+        probabilities(p, shift)
         np.matmul(dout, v.swapaxes(1, 2), out=ds)
         ds -= delta
         ds *= p

@@ -18,7 +18,7 @@ import numpy as np
 from cuflash._device import cpu_device
 from cuflash._numpy import threads
 from cuflash._numpy.online_softmax import OnlineSoftmax
-from cuflash._numpy.scores import BASE_2, BASE_E, Block, QueryBlock, Units, as_operand, visible_keys
+from cuflash._numpy.scores import Block, QueryBlock, as_operand, visible_keys
 from cuflash._plan import CpuPlan, make_plan
 from cuflash._problem.attention import Call, Operands, Problem
 
@@ -48,7 +48,7 @@ def empty_like(like: Array, shape: tuple[int, ...]) -> Array:
 def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) -> None:
     """Fill out (*batch, hq, lq, dv) and lse (*batch, hq, lq)."""
     plan = make_plan(problem, cpu_device())
-    units, dtype = BASE_2 if plan.base2 else BASE_E, problem.accumulator
+    dtype = problem.accumulator
     blocks = walk(problem, operands, plan)
     blocks.sort(key=lambda block: block.keys.start - block.keys.stop)  # the longest first
     work = [part for block in blocks for part in _cut(plan, block)]
@@ -58,28 +58,28 @@ def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) ->
 
         def worker(item: tuple[Block, int, _Merger | None]) -> None:
             block, part, merger = item
-            queries = QueryBlock(problem, operands, block, units)
+            queries = QueryBlock(problem, operands, block)
             state = None
             for keys in tiles(block.keys, plan.kv_tile):
                 k, v = as_operand(queries.k[:, keys], dtype), as_operand(queries.v[:, keys], dtype)
                 scores = queries.scores(k, keys, scratch)
                 if state is None:
-                    state = OnlineSoftmax.of_tile(scores, v, units)
+                    state = OnlineSoftmax.of_tile(scores, v)
                 else:
                     state.step(scores, v)
-            state = state or OnlineSoftmax(queries.q.shape[:2], problem.dv, dtype, units)
+            state = state or OnlineSoftmax(queries.q.shape[:2], problem.dv, dtype)
             whole = merger.add(part, state) if merger else state
             if whole:
-                _finish(whole, block, operands, units, out, lse)
+                _finish(whole, block, operands, out, lse)
 
         return worker
 
     threads.run(work, make_worker, plan.threads)
 
 
-def _finish(state: OnlineSoftmax, block: Block, operands: Operands, units: Units, out: Array, lse: Array) -> None:
+def _finish(state: OnlineSoftmax, block: Block, operands: Operands, out: Array, lse: Array) -> None:
     if operands.sinks is not None:
-        logits = operands.sinks[block.heads].astype(state.total.dtype) * state.total.dtype.type(units.nat)
+        logits = operands.sinks[block.heads].astype(state.total.dtype)
         state.add_sinks(np.repeat(logits, block.rows.stop - block.rows.start).reshape(state.total.shape))
     state.finish(out[block.entry][block.heads, block.rows], lse[block.entry][block.heads, block.rows])
 
@@ -149,17 +149,17 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
     run_forward(problem, operands, np.empty((*lse.shape, 0), problem.accumulator), lse)
 
     plan = make_plan(problem, cpu_device())
-    units, dtype = BASE_2 if plan.base2 else BASE_E, problem.accumulator
+    dtype = problem.accumulator
 
     def make_worker() -> Any:
         scratch = np.empty(plan.heads * plan.q_tile * plan.kv_tile, dtype)
 
         def worker(block: Block) -> None:
-            queries = QueryBlock(problem, operands, block, units)
-            shift = row_shift(lse[block.entry][block.heads, block.rows], queries, units)
+            queries = QueryBlock(problem, operands, block)
+            shift = row_shift(lse[block.entry][block.heads, block.rows], queries)
             for keys in tiles(block.keys, plan.kv_tile):
                 scores = queries.scores(as_operand(queries.k[:, keys], dtype), keys, scratch)
-                probabilities(scores, shift, units)
+                probabilities(scores, shift)
                 target = filled[block.entry][block.heads, block.rows, keys]
                 target[...] = scores.reshape(target.shape)
 
@@ -169,16 +169,16 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
     return out
 
 
-def row_shift(lse: Array, queries: QueryBlock, units: Units) -> Array:
-    """The lse (heads, rows) of a block in the scores' units, (hk, rows, 1).
+def row_shift(lse: Array, queries: QueryBlock) -> Array:
+    """The lse (heads, rows) of a block as its scores are, (hk, rows, 1).
 
     +inf where no key was seen, so that exp(score - lse) is 0.
     """
-    shift = lse.reshape(*queries.q.shape[:2], 1) * lse.dtype.type(units.nat)
+    shift = lse.reshape(*queries.q.shape[:2], 1)
     return np.where(shift == -np.inf, lse.dtype.type(np.inf), shift)
 
 
-def probabilities(scores: Array, shift: Array, units: Units) -> None:
+def probabilities(scores: Array, shift: Array) -> None:
     """Scores to exp(score - lse), in place."""
     np.subtract(scores, shift, out=scores)
-    units.exp(scores, out=scores)
+    np.exp(scores, out=scores)

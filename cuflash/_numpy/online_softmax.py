@@ -9,8 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from cuflash._numpy.scores import Units
-
 Array = Any
 
 _LOWEST = {np.dtype(dtype): np.finfo(dtype).min for dtype in (np.float32, np.float64)}
@@ -24,19 +22,17 @@ class OnlineSoftmax:
     a hidden key is then exp(-inf) = 0 in every row, and no -inf is ever subtracted from another.
     """
 
-    __slots__ = ("_units", "maximum", "output", "total")
+    __slots__ = ("maximum", "output", "total")
 
-    def __init__(self, rows: tuple[int, ...], dv: int, dtype: Any, units: Units) -> None:
-        self._units = units
+    def __init__(self, rows: tuple[int, ...], dv: int, dtype: Any) -> None:
         self.maximum = np.full((*rows, 1), _LOWEST[np.dtype(dtype)], dtype)
         self.total = np.zeros((*rows, 1), dtype)
         self.output = np.zeros((*rows, dv), dtype)
 
     @classmethod
-    def of_tile(cls, scores: Array, v: Array, units: Units) -> OnlineSoftmax:
+    def of_tile(cls, scores: Array, v: Array) -> OnlineSoftmax:
         """The state after one tile of scores (hk, rows, keys), which is overwritten, and values (hk, keys, dv)."""
         self = cls.__new__(cls)
-        self._units = units
         self.maximum = scores.max(axis=-1, keepdims=True, initial=_LOWEST[scores.dtype])
         self.total, self.output = self._sums(scores, v)
         return self
@@ -50,25 +46,25 @@ class OnlineSoftmax:
 
     def _sums(self, scores: Array, v: Array) -> tuple[Array, Array]:
         np.subtract(scores, self.maximum, out=scores)
-        self._units.exp(scores, out=scores)
+        np.exp(scores, out=scores)
         return scores.sum(axis=-1, keepdims=True), scores @ v
 
     def merge(self, other: OnlineSoftmax) -> None:
         """Take in what another state has seen of other keys."""
         self._raise_maximum(other.maximum)
-        weight = self._units.exp(other.maximum - self.maximum)
+        weight = np.exp(other.maximum - self.maximum)
         self.total += weight * other.total
         self.output += weight * other.output
 
     def add_sinks(self, sinks: Array) -> None:
         """One more key per row with the score `sinks` (..., 1) and no value."""
         self._raise_maximum(sinks)
-        self.total += self._units.exp(sinks - self.maximum)
+        self.total += np.exp(sinks - self.maximum)
 
     def _raise_maximum(self, candidate: Array) -> None:
         """Raise the maximum and rescale the sums to it."""
         maximum = np.maximum(self.maximum, candidate)
-        keep = self._units.exp(self.maximum - maximum)
+        keep = np.exp(self.maximum - maximum)
         self.total *= keep
         self.output *= keep
         self.maximum = maximum
@@ -79,5 +75,5 @@ class OnlineSoftmax:
         out[...] = self.output.reshape(out.shape)
         with np.errstate(divide="ignore"):
             logs = np.log(self.total)
-        logs += self.maximum * self.total.dtype.type(1.0 / self._units.nat)
+        logs += self.maximum
         lse[...] = logs.reshape(lse.shape)

@@ -1,12 +1,7 @@
-"""Score tiles of one block of queries: scale, softcap, bias, mask, in that order, and which keys the block can see.
-
-In base 2 scores are kept in units of ln 2 (one nat is log2 e of them), because exp2 runs faster than exp where it is
-vectorised; the factor rides on the scale and costs nothing.
-"""
+"""Score tiles of one block of queries: scale, softcap, bias, mask, in that order, and which keys the block can see."""
 
 from __future__ import annotations
 
-from math import e, log2
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,17 +9,6 @@ import numpy as np
 from cuflash._problem.attention import Operands, Problem
 
 Array = Any
-
-
-class Units(NamedTuple):
-    """The exponential in use and what one nat is in its units."""
-
-    exp: Any
-    nat: float
-
-
-BASE_E = Units(np.exp, 1.0)
-BASE_2 = Units(np.exp2, log2(e))
 
 
 class Block(NamedTuple):
@@ -62,22 +46,20 @@ def _of_entry(values: Any, entry: tuple[int, ...]) -> int:
 
 
 class QueryBlock:
-    """The queries of a block, scaled and in the arithmetic's dtype, and their score tiles.
+    """The queries of a block, scaled (and divided by the softcap) in the arithmetic's dtype, and their score tiles.
 
     Arrays lead with the key/value heads of the block: `q` is (hk, rows, d), where rows counts every row of every query
     head that shares the key/value head; `k` and `v` are (hk, lk, dim) views.
     """
 
-    def __init__(self, problem: Problem, operands: Operands, block: Block, units: Units) -> None:
-        self._problem, self._operands, self._nat = problem, operands, units.nat
+    def __init__(self, problem: Problem, operands: Operands, block: Block) -> None:
+        self._problem, self._operands = problem, operands
         self._entry, self._heads, self._rows = block.entry, block.heads, block.rows
         self._offset = _of_entry(operands.q_offset, block.entry)
         self.dtype = problem.accumulator
-        # Scores are (q * prescale) @ k.T; `unscale` takes a gradient by the scaled queries back to one by `scale * q`.
-        self.unscale = problem.softcap or 1.0 / units.nat
         kv_heads = slice(block.heads.start // problem.group, -(-block.heads.stop // problem.group))
         q = operands.q[block.entry][block.heads, block.rows]
-        self.q = np.multiply(q, self.dtype(problem.scale / self.unscale), dtype=self.dtype)
+        self.q = np.multiply(q, self.dtype(problem.scale / (problem.softcap or 1.0)), dtype=self.dtype)
         self.shape = self.q.shape[:2]  # query heads, rows of each
         count = kv_heads.stop - kv_heads.start
         self.q = self.q.reshape(count, self.shape[0] // count * self.shape[1], problem.d)
@@ -97,7 +79,7 @@ class QueryBlock:
             np.tanh(tile, out=tile)
             if tanh_out is not None:
                 tanh_out[...] = tile
-            tile *= self.dtype(problem.softcap * self._nat)
+            tile *= self.dtype(problem.softcap)
         crosses = self._crosses_left(keys), self._crosses_right(keys)
         if any(crosses) or problem.bias is not None or problem.alibi or problem.mask:
             self._add_bias_and_hide(tile.reshape(*self.shape, k.shape[1]), keys, *crosses)
@@ -107,11 +89,10 @@ class QueryBlock:
         operands, problem = self._operands, self._problem
         where = (*self._entry, self._heads, self._rows, keys)
         if operands.bias is not None:
-            assert self._nat == 1.0, "the plan counts in nats where there is a bias array"
             tile += operands.bias[where]
         positions = np.arange(self._rows.start, self._rows.stop)[:, None] + self._offset
         if operands.slopes is not None:
-            slopes = (operands.slopes[self._heads] * self._nat).astype(self.dtype)
+            slopes = operands.slopes[self._heads].astype(self.dtype)
             distance = np.abs(np.arange(keys.start, keys.stop) - positions)
             tile -= slopes[:, None, None] * distance.astype(self.dtype)
         if operands.mask is not None:
