@@ -70,11 +70,11 @@ class KVCache:
         self.grow = decoding.options.read_flag("KVCache", "grow", grow)
         self._home = decoding.cache_home("KVCache", xp, like)
         backend("KVCache", self._home)
-        self._xp = import_module(self._home)
+        library = import_module(self._home)
         dtype = decoding.cache_dtype("KVCache", dtype, like)
-        self.k = self._xp.zeros((shape.batch, shape.capacity, shape.kv_heads, shape.head_dim), dtype)
-        self.v = self._xp.zeros((shape.batch, shape.capacity, shape.kv_heads, shape.value_dim), dtype)
-        self.lengths = self._xp.zeros(shape.batch, self._xp.int32)
+        self.k = library.zeros((shape.batch, shape.capacity, shape.kv_heads, shape.head_dim), dtype)
+        self.v = library.zeros((shape.batch, shape.capacity, shape.kv_heads, shape.value_dim), dtype)
+        self.lengths = library.zeros(shape.batch, library.int32)
 
     @property
     def batch(self) -> int:
@@ -162,8 +162,8 @@ class KVCache:
             self.lengths[new.rows] += new.counts
 
     def _enlarge(self, capacity: int) -> None:
-        old = self.k, self.v
-        k, v = (self._xp.zeros((array.shape[0], capacity, *array.shape[2:]), array.dtype) for array in old)
+        old, library = (self.k, self.v), import_module(self._home)
+        k, v = (library.zeros((array.shape[0], capacity, *array.shape[2:]), array.dtype) for array in old)
         k[:, : self.capacity], v[:, : self.capacity] = old
         self.k, self.v = k, v
 
