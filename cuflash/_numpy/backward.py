@@ -150,8 +150,8 @@ def _sink_gradient(sinks: Array, lse: Array, delta: Array, problem: Problem) -> 
     """A sink is a key with no value: its probability times minus (dout . out), plus what dlse gives it."""
     logits = sinks.astype(problem.accumulator)[:, None]
     share = np.exp(logits - np.where(np.isneginf(lse), np.inf, lse))
-    heads_last = np.moveaxis(-share * delta, -2, -1).reshape(-1, problem.hq)
-    return heads_last.sum(axis=0).astype(sinks.dtype, copy=False)
+    but_heads = (*range(len(problem.batch)), -1)
+    return (-share * delta).sum(axis=but_heads).astype(sinks.dtype, copy=False)
 
 
 def _shaped(total: Array, operand: Array, form: str) -> Array:
@@ -167,6 +167,8 @@ def _shaped(total: Array, operand: Array, form: str) -> Array:
 
 def sum_to(total: Array, shape: tuple[int, ...]) -> Array:
     """Sum over the axes along which an array of `shape` was broadcast."""
-    total = total.sum(axis=tuple(range(total.ndim - len(shape)))) if total.ndim > len(shape) else total
-    axes = tuple(axis for axis, size in enumerate(shape) if size == 1 and total.shape[axis] != 1)
-    return total.sum(axis=axes, keepdims=True) if axes else total
+    lead = total.ndim - len(shape)
+    axes = tuple(axis for axis in range(lead, total.ndim) if shape[axis - lead] == 1 and total.shape[axis] != 1)
+    if axes:
+        total = total.sum(axis=axes, keepdims=True)
+    return total.sum(axis=tuple(range(lead)), out=np.empty(shape, total.dtype)) if lead else total

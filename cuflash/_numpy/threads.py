@@ -17,43 +17,58 @@ Block = TypeVar("Block")
 
 
 class _OneThreadBlas:
-    """Holds BLAS to one thread while any caller is inside: the first in sets the limit, the last out restores it.
+    """Holds BLAS to one thread while any caller is inside.
+
+    Some libraries count their threads for the whole process (OpenBLAS as NumPy ships it): the first caller in sets the
+    limit, the last out restores what was set. Others count for each thread of ours (MKL, OpenBLAS over OpenMP): every
+    caller sets its own, and the pool's threads are limited for good.
 
     A single block is held as well: BLAS on two threads may round differently, and a sequence decoded alone must have
     the bits that it has in a batch.
     """
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, find_libraries: Callable[[], list[Any]]) -> None:
+        self.lock = threading.Lock()
+        self._find_libraries = find_libraries
         self._inside = 0
-        self._libraries: list[Any] | None = None
+        self._shared: list[Any] | None = None
+        self._own: list[Any] = []
         self._before: list[int] = []
+        self._before_own = threading.local()
 
     def __enter__(self) -> None:
-        with self._lock:
+        with self.lock:
+            self._find()
             if self._inside == 0:
-                if self._libraries is None:
-                    self._libraries = _find_blas()
-                self._before = [blas.get_num_threads() for blas in self._libraries]
-                for blas in self._libraries:
-                    blas.set_num_threads(1)
+                self._before = _set_threads(self._shared, 1)
             self._inside += 1
+        if self._own:
+            self._before_own.__dict__.setdefault("stack", []).append(_set_threads(self._own, 1))
 
     def __exit__(self, *exception: object) -> None:
-        with self._lock:
+        if self._own:
+            _set_threads(self._own, *self._before_own.stack.pop())
+        with self.lock:
             self._inside -= 1
             if self._inside == 0:
-                self._restore()
+                _set_threads(self._shared, *self._before)
 
-    def _restore(self) -> None:
-        for blas, threads in zip(self._libraries or (), self._before):
-            blas.set_num_threads(threads)
+    def limit_pool_thread(self) -> None:
+        """Called by a thread that works for this module alone."""
+        with self.lock:
+            self._find()
+        _set_threads(self._own, 1)
+
+    def _find(self) -> None:
+        if self._shared is None:
+            libraries = self._find_libraries()
+            self._own = [blas for blas in libraries if _counts_for_each_thread(blas)]
+            self._shared = [blas for blas in libraries if not _counts_for_each_thread(blas)]
 
     def reset_after_fork(self) -> None:
         """The child has one thread, which is not inside: undo the limit that others held in the parent."""
         if self._inside:
-            self._restore()
-        self._lock = threading.Lock()
+            _set_threads(self._shared, *self._before)
         self._inside = 0
 
 
@@ -64,18 +79,40 @@ def _find_blas() -> list[Any]:
     return list(ThreadpoolController().select(user_api="blas").lib_controllers)
 
 
-one_thread_blas = _OneThreadBlas()
+def _counts_for_each_thread(blas: Any) -> bool:
+    return blas.internal_api == "mkl" or getattr(blas, "threading_layer", None) == "openmp"
+
+
+def _set_threads(libraries: list[Any] | None, *threads: int) -> list[int]:
+    """Set one number for all libraries or one for each, and return what they had.
+
+    Where one count serves the whole process, threadpoolctl 3.8 listens to the first thread that ever set it and
+    ignores the others until that one lets go; whoever comes here holds the lock, so the right is taken and given back.
+    """
+    before = []
+    for number, blas in enumerate(libraries or ()):
+        let_go = getattr(blas, "clear_controlling_thread", None)
+        before.append(blas.get_num_threads())
+        if let_go:
+            let_go(force=True)
+        blas.set_num_threads(threads[number] if len(threads) > 1 else threads[0])
+        if let_go:
+            let_go(force=True)
+    return before
+
+
+one_thread_blas = _OneThreadBlas(_find_blas)
 
 
 class _Pool:
     """A thread pool of at least as many workers as were ever asked for, made when first needed."""
 
     def __init__(self) -> None:
+        self.lock = threading.Lock()
         self.reset_after_fork()
 
     def reset_after_fork(self) -> None:
         """The child has none of the parent's threads."""
-        self._lock = threading.Lock()
         self._executor: Any = None
         self._workers = 0
 
@@ -84,11 +121,11 @@ class _Pool:
         from concurrent.futures import ThreadPoolExecutor
 
         futures: list[Any] = []
-        with self._lock:
+        with self.lock:
             if self._workers < helpers:
                 if self._executor is not None:
                     self._executor.shutdown(wait=False)
-                self._executor = ThreadPoolExecutor(helpers, thread_name_prefix="cuflash")
+                self._executor = ThreadPoolExecutor(helpers, "cuflash", one_thread_blas.limit_pool_thread)
                 self._workers = helpers
             with suppress(RuntimeError):
                 futures.extend(self._executor.submit(work) for _ in range(helpers))
@@ -96,15 +133,28 @@ class _Pool:
 
 
 _pool = _Pool()
+_locks = (_pool.lock, one_thread_blas.lock)
 
 
-def _after_fork() -> None:
+def _before_fork() -> None:
+    """Fork only where no thread is inside a lock of ours, nor in what those protect: the child could never enter."""
+    for lock in _locks:
+        lock.acquire()
+
+
+def _after_fork_in_parent() -> None:
+    for lock in reversed(_locks):
+        lock.release()
+
+
+def _after_fork_in_child() -> None:
     _pool.reset_after_fork()
     one_thread_blas.reset_after_fork()
+    _after_fork_in_parent()
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)
+    os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
 def run(blocks: Iterable[Block], make_worker: Callable[[], Callable[[Block], None]], threads: int) -> None:

@@ -47,11 +47,13 @@ def decode_call(
     operands = Operands(
         q=q4, k=k, v=v, q_offset=lengths - lq, kv_lengths=lengths,
         bias=_read_cache_bias(function, bias, (b, hq, lq, dims["capacity"]), lengths, home, q.dtype),
+        mask=_hide_before_start(lengths, (b, hq, lq, dims["capacity"])),
         slopes=read_slopes(function, bias, hq), sinks=read_sinks(function, sinks, hq, q.dtype), seqs=rows,
     )  # fmt: skip
     problem = Problem(
         function, dtype, (b,), hq, dims["hk"], lq, dims["capacity"], dims["d"], v.shape[-1],
-        options.read_scale(function, scale, dims["d"]), options.read_softcap(function, softcap), left, right, False,
+        options.read_scale(function, scale, dims["d"]), options.read_softcap(function, softcap), left, right,
+        operands.mask is not None,
         None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None, True,
         _read_splits(function, splits),
     )  # fmt: skip
@@ -97,6 +99,15 @@ def _check_lengths(function: str, lengths: Array, capacity: int) -> None:
         raise ProblemError(
             f"{function}: `cache.lengths` holds {int(wrong[0])}, but must lie in 0..{capacity}, the cache's capacity"
         )
+
+
+def _hide_before_start(lengths: Array, scores: tuple[int, ...]) -> Array | None:
+    """A mask where a sequence is shorter than lq: queries at negative positions see nothing, causal or not."""
+    lq = scores[2]
+    if lq == 1 or (lengths >= lq).all():
+        return None
+    positions = np.arange(lq) + (lengths[:, None] - lq)
+    return np.broadcast_to((positions >= 0)[:, None, :, None], scores)
 
 
 def _read_cache_bias(
