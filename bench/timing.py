@@ -15,7 +15,6 @@ import numpy as np
 import cuflash
 from cuflash._device import cpu_device
 
-
 WARM = 0.1  # seconds
 
 

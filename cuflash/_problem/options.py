@@ -121,7 +121,7 @@ def read_integers(
     if type(value) is int or isinstance(value, np.integer):
         values: Any = np.asarray(int(value))
     elif isinstance(value, (list, tuple)):
-        values = np.asarray(value)
+        values = np.asarray(value, dtype=None if value else np.int64)
     elif isinstance(value, (bool, np.bool_, float, complex, str)):
         raise TypeError(f"{function}: `{name}` must be an integer or an array of integers, got {_said(value)}")
     else:
