@@ -1,0 +1,400 @@
+"""What the tests of every backend share: the backend itself, random operands, and the check against the reference.
+
+A test body sees a backend through two fixtures only: `backend` moves arrays there and back, `check` calls a function on
+it and holds each result against the float64 reference by the two-sided rule of `cuflash.testing.assert_accurate`.
+TEST_LEVEL=1|2|3 buys minutes: more random examples and the full sizes of the guarantees.
+"""
+
+import contextlib
+import itertools
+import os
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+
+import cuflash
+from cuflash import reference
+from cuflash.testing import assert_accurate
+
+TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
+settings.register_profile(
+    "cuflash", deadline=None, derandomize=True, database=None, max_examples={1: 300, 2: 2000}.get(TEST_LEVEL, 20000)
+)
+settings.load_profile("cuflash")
+
+ARRAY_OPTIONS = ("mask", "bias", "sinks", "q_offset", "kv_lengths", "seqs", "dlse")
+
+# Views (..., h, l, d) of arrays in another order of memory: what to lay out, and how to look at it.
+VIEWS = {
+    "plain": (lambda x: x, lambda x: x),
+    "length before heads": (lambda x: x.swapaxes(-3, -2).copy(), lambda x: x.swapaxes(-3, -2)),
+    "Fortran": (lambda x: x.T.copy(), lambda x: x.T),
+    "reversed length": (lambda x: x[..., ::-1, :].copy(), lambda x: x[..., ::-1, :]),
+    "reversed features": (lambda x: x[..., ::-1].copy(), lambda x: x[..., ::-1]),
+    "every third row": (lambda x: spread(x, -2), lambda x: x[..., ::3, :]),
+    "every third feature": (lambda x: spread(x, -1), lambda x: x[..., ::3]),
+    "inner slice": (lambda x: np.pad(x, [(1, 2)] * x.ndim), lambda x: x[(slice(1, -2),) * x.ndim]),
+}
+
+
+def spread(x, axis):
+    """An array three times as long on an axis, with NaN between the numbers of `x`."""
+    wide = np.repeat(x, 3, axis=axis)
+    keep = np.arange(wide.shape[axis]) % 3 == 0
+    return np.where(keep[:, None] if axis == -2 else keep, wide, wide.dtype.type(np.nan))
+
+
+class NumpyBackend:
+    """Arrays stay what they are."""
+
+    name = "numpy"
+    xp = np
+
+    def asarray(self, array):
+        return array
+
+    def to_numpy(self, array):
+        assert type(array) is np.ndarray
+        return array
+
+    @contextlib.contextmanager
+    def tiles(self, kind):
+        """Inside, "small" tiles, so that a dozen keys have many edges and tiny work has threads; or those "tuned"."""
+        from cuflash import _plan, _tuning
+
+        if kind == "tuned":
+            yield
+            return
+        small = {"BLOCK_ROWS": 8, "SCORE_TILE": 32, "KV_TILE_MOST": 8, "BLOCKS_WANTED": 6, "BLOCK_ROWS_LEAST": 4}
+        small |= {"PART_KEYS": 16, "BACKWARD_PART_KEYS_LEAST": 8, "SMALL_WORK": 0}
+        plans = (_plan.make_plan, _plan.make_backward_plan)
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in small.items():
+                assert hasattr(_tuning, name), name
+                patch.setattr(_tuning, name, value)
+            for plan in plans:
+                plan.cache_clear()
+            yield
+        for plan in plans:
+            plan.cache_clear()
+
+
+BACKENDS = {"numpy": NumpyBackend}
+
+
+@pytest.fixture(scope="session", params=list(BACKENDS))
+def backend(request):
+    """Where the test runs."""
+    return BACKENDS[request.param]()
+
+
+@pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])
+def dtype(request):
+    """Each of the four dtypes."""
+    return named_dtype(request.param)
+
+
+def named_dtype(name):
+    if name == "bfloat16":
+        pytest.importorskip("ml_dtypes")
+    return np.dtype(name)
+
+
+@pytest.fixture(scope="session")
+def test_level():
+    """How many minutes may be spent: 1, 2 or 3."""
+    return TEST_LEVEL
+
+
+@pytest.fixture(scope="session")
+def normal():
+    """`normal(*shape, dtype=, seed=)`: standard-normal numbers, the same ones for the same arguments."""
+
+    def make(*shape, dtype="float32", seed=0):
+        rng = np.random.default_rng([seed, *shape])
+        return rng.standard_normal(shape).astype(dtype)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def qkv(normal):
+    """`qkv(b, hq, hk, lq, lk, d, dv=d, ...)`: operands in layout bhld, without a batch axis if b is None."""
+
+    def make(b, hq, hk, lq, lk, d, dv=None, dtype="float32", seed=0):
+        batch = () if b is None else (b,)
+        shapes = ((hq, lq, d), (hk, lk, d), (hk, lk, d if dv is None else dv))
+        return [normal(*batch, *shape, dtype=dtype, seed=10 * seed + i) for i, shape in enumerate(shapes)]
+
+    return make
+
+
+def exact_arithmetic(dtype):
+    """The arithmetic that counts as exact for a dtype."""
+    if dtype != np.float64:
+        return np.float64
+    if np.finfo(np.longdouble).eps >= np.finfo(np.float64).eps:
+        pytest.skip("longdouble is no wider than float64 here, so float64 has no yardstick")
+    return np.longdouble
+
+
+def two_sided(found, function, dtype, *args, **options):
+    """Hold results against the reference by the two-sided rule, evaluated step by step in `dtype`; None stays None.
+
+    The largest of a few errors is a matter of luck, so under 128 numbers (sinks, say) 8 times that error passes.
+    """
+    exact = as_tuple(function(*args, **options, dtype=exact_arithmetic(dtype)))
+    stepwise = as_tuple(function(*args, **options, dtype=dtype))
+    for one, right, rough in zip(found, exact, stepwise, strict=True):
+        assert (one is None) == (right is None)
+        if one is not None:
+            assert_accurate(one, right, rough, factor=2 if right.size >= 128 else 8)
+
+
+def same_numbers(found, function, dtype, *args, **options):
+    """For tiny float64 problems, where two roundings may differ by any factor: equal but for 1e-11."""
+    assert dtype == np.float64
+    for one, right in zip(found, as_tuple(function(*args, **options)), strict=True):
+        assert (one is None) == (right is None)
+        if one is not None:
+            assert one.shape == right.shape
+            np.testing.assert_allclose(one, right, rtol=1e-11, atol=1e-11)
+
+
+def as_tuple(results):
+    return results if isinstance(results, tuple) else (results,)
+
+
+class Check:
+    """Calls a function on a backend, holds its results against the reference, and gives them back as NumPy arrays.
+
+    `views` names the order of memory in which q, k and v come (and dout, as q does); see VIEWS.
+    """
+
+    def __init__(self, backend, hold):
+        self.backend, self.hold = backend, hold
+
+    def move(self, arrays, views):
+        """Arrays on the backend, each in its order of memory."""
+        laid_out = [VIEWS[name] for name in ([views] * len(arrays) if isinstance(views, str) else views)]
+        return [view(self.backend.asarray(lay(x))) for x, (lay, view) in zip(arrays, laid_out, strict=True)]
+
+    def move_options(self, options):
+        """Options with their arrays on the backend."""
+        arrays = {name: options[name] for name in ARRAY_OPTIONS if isinstance(options.get(name), np.ndarray)}
+        return options | {name: self.backend.asarray(array) for name, array in arrays.items()}
+
+    def attention(self, q, k, v, /, views="plain", **options):
+        """`cuflash.attention`: out and lse."""
+        moved = self.move((q, k, v), views)
+        out, lse = cuflash.attention(*moved, return_lse=True, **self.move_options(options))
+        out, lse = self.backend.to_numpy(out), self.backend.to_numpy(lse)
+        assert out.dtype == q.dtype
+        assert lse.dtype == (np.float64 if q.dtype == np.float64 else np.float32)
+        self.hold((out, lse), reference.attention, q.dtype, q, k, v, return_lse=True, **options)
+        return out, lse
+
+    def backward(self, dout, q, k, v, /, views="plain", dlse=None, **options):
+        """`cuflash.attention_backward` on what `cuflash.attention` returns: dq, dk, dv, dbias, dsinks."""
+        views = [views] * 3 if isinstance(views, str) else views
+        moved, moved_options = self.move((dout, q, k, v), (views[0], *views)), self.move_options(options)
+        results = cuflash.attention(*moved[1:], return_lse=True, **moved_options)
+        moved_dlse = None if dlse is None else self.backend.asarray(dlse)
+        grads = cuflash.attention_backward(*moved, *results, dlse=moved_dlse, **moved_options)
+        found = []
+        operands = (q, k, v, options.get("bias"), options.get("sinks"))
+        for name, grad, operand in zip(grads._fields, grads, operands, strict=True):
+            found.append(grad if grad is None else self.backend.to_numpy(grad))
+            if isinstance(operand, np.ndarray):
+                assert (name, found[-1].shape, found[-1].dtype) == (name, operand.shape, operand.dtype)
+        self.hold(found, reference.attention_backward, q.dtype, dout, q, k, v, dlse=dlse, **options)
+        return cuflash.Gradients(*found)
+
+    def weights(self, q, k, /, **options):
+        """`cuflash.attention_weights`."""
+        weights = cuflash.attention_weights(*self.move((q, k), "plain"), **self.move_options(options))
+        weights = self.backend.to_numpy(weights)
+        assert weights.dtype == q.dtype
+        self.hold([weights], reference.attention_weights, q.dtype, q, k, **options)
+        return weights
+
+    def decode(self, q, cache, /, splits=None, **options):
+        """`cuflash.decode` over a cache on the backend: out and lse."""
+        moved = self.move_options(options)
+        out, lse = cuflash.decode(self.backend.asarray(q), cache, splits=splits, return_lse=True, **moved)
+        out, lse = self.backend.to_numpy(out), self.backend.to_numpy(lse)
+        assert out.dtype == q.dtype
+        assert out.shape == (*q.shape[:-1], cache.value_dim)
+        self.hold((out, lse), reference.decode, q.dtype, q, self.on_host(cache), return_lse=True, **options)
+        return out, lse
+
+    def on_host(self, cache):
+        """What the reference reads of a cache."""
+        arrays = {name: self.backend.to_numpy(getattr(cache, name)) for name in ("k", "v", "lengths")}
+        return SimpleNamespace(**arrays)
+
+
+@pytest.fixture(scope="session")
+def check(backend):
+    """The check against the reference on this backend, by the two-sided rule."""
+    return Check(backend, two_sided)
+
+
+@pytest.fixture(scope="session")
+def check_same(backend):
+    """The check against the reference on this backend for tiny float64 problems."""
+    return Check(backend, same_numbers)
+
+
+# Options of attention as the tests combine them; two that set the same keyword exclude each other.
+OPTIONS = (
+    "causal",
+    "window",
+    "mask",
+    "structured mask",
+    "bias",
+    "alibi",
+    "scale",
+    "softcap",
+    "sinks",
+    "q_offset",
+    "kv_lengths",
+)
+SAME_KEYWORD = ({"mask", "structured mask"}, {"bias", "alibi"})
+PAIRS = [pair for pair in itertools.combinations(OPTIONS, 2) if set(pair) not in SAME_KEYWORD]
+
+
+def make_option(name, b, hq, lq, lk, dtype):
+    """One option by name, for operands of these sizes."""
+    rng = np.random.default_rng([OPTIONS.index(name), b, hq, lq, lk])
+    values = {
+        "causal": lambda: {"causal": True},
+        "window": lambda: {"window": (lk // 3, 2)},
+        "mask": lambda: {"mask": (rng.random((b, 1, lq, lk)) < 0.7) & (np.arange(lq) != lq // 2)[:, None]},
+        "structured mask": lambda: {"mask": cuflash.masks.Window(lk // 2, None) & cuflash.masks.Window(None, 3)},
+        "bias": lambda: {"bias": rng.standard_normal((hq, lq, lk)).astype(dtype)},
+        "alibi": lambda: {"bias": cuflash.Alibi(rng.random(hq) / 4)},
+        "scale": lambda: {"scale": 0.3},
+        "softcap": lambda: {"softcap": 1.5},
+        "sinks": lambda: {"sinks": (2 * rng.standard_normal(hq)).astype(dtype)},
+        "q_offset": lambda: {"q_offset": rng.integers(-lq // 2, lk, size=b)},
+        "kv_lengths": lambda: {"kv_lengths": rng.permutation(np.linspace(lk // 3, lk, b).astype(int))},
+    }
+    return values[name]()
+
+
+@pytest.fixture(scope="session")
+def options_of():
+    """`options_of(names, b, hq, lq, lk, dtype)`: the named options together."""
+
+    def make(names, b, hq, lq, lk, dtype):
+        return {key: value for name in names for key, value in make_option(name, b, hq, lq, lk, dtype).items()}
+
+    return make
+
+
+@pytest.fixture(params=OPTIONS)
+def option(request):
+    """The name of each option alone."""
+    return request.param
+
+
+@pytest.fixture(params=PAIRS, ids=" and ".join)
+def option_pair(request):
+    """The names of each two options."""
+    return request.param
+
+
+@pytest.fixture(params=list(VIEWS))
+def view(request):
+    """The name of each order of memory."""
+    return request.param
+
+
+@st.composite
+def any_problem(draw):
+    """Shapes that broadcast, orders of memory, and any set of options, for float64."""
+    batch = draw(st.sampled_from([(), (1,), (2,), (3, 1), (2, 2)]))
+    hk, group = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    lq, lk = draw(st.integers(0, 20)), draw(st.integers(0, 40))
+    d, dv = draw(st.integers(0, 6)), draw(st.integers(0, 6))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
+    arrays = []
+    for shape in ((hk * group, lq, d), (hk, lk, d), (hk, lk, dv)):
+        own = tuple(n if draw(st.booleans()) else 1 for n in batch)[draw(st.integers(0, len(batch))) :]
+        arrays.append(rng.standard_normal((*own, *shape)))
+    whole = np.broadcast_shapes(*(x.shape[:-3] for x in arrays))
+    options = {}
+
+    def broadcast(shape):
+        own = tuple(n if draw(st.booleans()) else 1 for n in shape)
+        return own[draw(st.integers(0, len(own))) :]
+
+    scores = (*whole, hk * group, lq, lk)
+    makers = {
+        "causal": lambda: True,
+        "window": lambda: draw(st.tuples(*[st.none() | st.integers(0, lk + 2)] * 2)),
+        "mask": lambda: np.asarray(rng.random(broadcast(scores)) < 0.7),
+        "bias": lambda: np.asarray(rng.standard_normal(broadcast(scores))),
+        "scale": lambda: draw(st.sampled_from([0.0, -0.5, 1])),
+        "softcap": lambda: draw(st.sampled_from([0.25, 4.0])),
+        "sinks": lambda: rng.standard_normal(hk * group),
+        "q_offset": lambda: rng.integers(-lq - 2, lk + 3, size=broadcast(whole)),
+        "kv_lengths": lambda: rng.integers(0, lk + 1, size=broadcast(whole)),
+    }
+    for name in draw(st.sets(st.sampled_from(sorted(makers)))):
+        options[name] = makers[name]()
+    if "bias" not in options and draw(st.booleans()):
+        options["bias"] = cuflash.Alibi(rng.random(hk * group))
+    views = draw(st.tuples(*[st.sampled_from(list(VIEWS))] * 3))
+    return arrays, views, options, draw(st.sampled_from(["tuned", "small"]))
+
+
+@pytest.fixture(scope="session")
+def problems():
+    """The strategy of all problems: (q, k, v), their orders of memory, options, and the kind of tiles."""
+    return any_problem()
+
+
+@pytest.fixture(scope="session")
+def assert_close():
+    """`assert_close(a, b, ulps=)`: equal up to a few units in the last place of the largest number, for identities."""
+
+    def compare(actual, expected, ulps=32):
+        assert actual.shape == expected.shape
+        finite = np.isfinite(expected)
+        np.testing.assert_array_equal(actual[~finite], expected[~finite])
+        eps = np.finfo(actual.dtype).eps
+        error = np.abs(actual[finite] - expected[finite]).max(initial=0)
+        assert error <= ulps * eps * max(np.abs(expected[finite]).max(initial=0), 1), error
+
+    return compare
+
+
+@pytest.fixture(scope="session")
+def make_cache(backend):
+    """`make_cache(k, v, lengths, capacity=)`: a cache whose every row beyond its length is NaN."""
+
+    def make(k, v, lengths, capacity=None):
+        b, hk, length, d = k.shape
+        cache = cuflash.KVCache(b, capacity or length, hk, d, value_dim=v.shape[-1], dtype=k.dtype)
+        cache.k[...] = np.nan
+        cache.v[...] = np.nan
+        cache.append(backend.asarray(k), backend.asarray(v), lengths=backend.asarray(np.array(lengths, int)))
+        return cache
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def same_bytes():
+    """`same_bytes(a, b)`: equal bit by bit, NaN and signed zeros included."""
+
+    def compare(one, other):
+        assert (one.shape, one.dtype) == (other.shape, other.dtype)
+        assert one.tobytes() == other.tobytes()
+
+    return compare
