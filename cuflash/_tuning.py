@@ -3,7 +3,7 @@
 # NumPy on the CPU. One float32 score tile of 256 x 512 is 512 KB: it stays in a core's second-level cache (1 MB on the
 # machine these were read on, AMD Zen 4) through the passes of the softmax. At l = 4096, d = 64, one head, one thread:
 # rows x keys 64 x 512 74.6 ms, 128 x 512 66.2 ms, 256 x 256 65.9 ms, 256 x 512 62.2 ms, 256 x 1024 62.9 ms.
-BLOCK_ROWS = 256  # query rows of one block, over all the heads it packs
+BLOCK_ROWS = 256  # query rows of one block, where they are of one head
 SCORE_TILE = 256 * 512  # elements of one score tile
 KV_TILE_MOST = 2048  # keys of one tile, where there are few rows
 # exp2 runs twice as fast as exp on NumPy's AVX-512 loops (29 against 60 us a tile), but falls back to 630-1200 us where

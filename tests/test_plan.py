@@ -25,7 +25,8 @@ def problems(draw):
         batch=tuple(draw(st.lists(st.integers(0, 3), max_size=2))), hq=hk * group, hk=hk, lq=lq, lk=lk,
         d=draw(st.integers(0, 256)), dv=draw(st.integers(0, 256)), scale=1.0, softcap=None,
         left=draw(st.sampled_from([None, 0, 100])), right=draw(st.sampled_from([None, 0, 7])), mask=False, bias=bias,
-        alibi=False, sinks=False, kv_lengths=False, splits=draw(st.sampled_from([None, 1, 3])),
+        alibi=False, sinks=False, kv_lengths=False, ragged=draw(st.booleans()),
+        splits=draw(st.sampled_from([None, 1, 3])),
     )  # fmt: skip
 
 
@@ -39,15 +40,18 @@ def test_every_row_meets_every_key_it_sees_exactly_once(problem):
     plan = make_plan(problem, DEVICES[0])
     visits: dict = {}
     for block in walk(problem, operands(problem), plan):
-        rows = (block.heads.stop - block.heads.start) * (block.rows.stop - block.rows.start)
-        assert rows <= _tuning.BLOCK_ROWS
+        rows = block.entries * (block.heads.stop - block.heads.start) * (block.rows.stop - block.rows.start)
+        assert rows * min(plan.kv_tile, max(problem.lk, 1)) <= _tuning.SCORE_TILE
+        assert rows <= _tuning.BLOCK_ROWS or (block.rows.stop - block.rows.start == problem.lq < _tuning.BLOCK_ROWS)
         first, last = block.heads.start // problem.group, (block.heads.stop - 1) // problem.group
         assert first == last or (block.heads.start % problem.group, block.heads.stop % problem.group) == (0, 0)
         spans = [part.keys for part, _, _ in _cut(plan, block)]
         keys = [key for span in spans for key in range(span.start, span.stop)]
         assert keys == list(range(block.keys.start, block.keys.stop))
         for head in range(block.heads.start, block.heads.stop):
-            visits.setdefault((block.entry, head), []).extend(range(block.rows.start, block.rows.stop))
+            for i in range(block.entries):
+                entry = (*block.entry[:-1], block.entry[-1] + i) if block.entry else ()
+                visits.setdefault((entry, head), []).extend(range(block.rows.start, block.rows.stop))
     entries = list(np.ndindex(problem.batch))
     assert sorted(visits) == [(entry, h) for entry in entries for h in range(problem.hq) if problem.lq]
     assert all(rows == list(range(problem.lq)) for rows in visits.values())
@@ -61,7 +65,7 @@ def test_tiles_and_parts_do_not_depend_on_threads(problem):
 
 @given(problems(), st.integers(1, 40), st.integers(1, 100_000))
 def test_a_decoding_plan_does_not_depend_on_batch_or_capacity(problem, batch, capacity):
-    problem = problem._replace(function="decode", batch=(1,), bias=None)
+    problem = problem._replace(function="decode", batch=(1,), bias=None, ragged=True)
     other = problem._replace(batch=(batch,), lk=capacity)
     plans = [make_plan(p, DEVICES[1])._replace(threads=0, why="") for p in (problem, other)]
     assert plans[0] == plans[1]
@@ -72,8 +76,8 @@ def test_a_backward_plan_covers_the_keys_with_few_copies_of_dq(problem):
     plan = make_backward_plan(problem, DEVICES[1])
     assert (plan.parts - 1) * plan.part < max(1, problem.lk) <= plan.parts * plan.part
     assert plan.parts <= _tuning.BACKWARD_PARTS_MOST
-    assert plan.heads * plan.q_tile <= _tuning.BLOCK_ROWS
-    assert plan.heads * plan.q_tile * plan.kv_tile <= _tuning.SCORE_TILE
+    assert plan.score_tile <= _tuning.SCORE_TILE
+    assert plan.entries == 1 or problem.bias is None
 
 
 @pytest.mark.parametrize(
@@ -89,5 +93,5 @@ def test_a_backward_plan_covers_the_keys_with_few_copies_of_dq(problem):
 def test_a_plan_says_why(sizes, words):
     base = {"function": "attention", "dtype": "float32", "batch": (), "hq": 1, "hk": 1, "d": 64, "dv": 64, "scale": 1.0}
     none = {"softcap": None, "left": None, "right": None, "bias": None}
-    flags = {"mask": False, "alibi": False, "sinks": False, "kv_lengths": False}
+    flags = {"mask": False, "alibi": False, "sinks": False, "kv_lengths": False, "ragged": False}
     assert words in make_plan(Problem(**base, **none, **flags, **sizes), DEVICES[1]).why

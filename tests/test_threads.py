@@ -122,11 +122,12 @@ def test_four_callers_at_once(calls, backend, monkeypatch):
     assert blas_threads() == before
 
 
-def test_a_limit_of_the_callers_own_is_kept(calls, backend):
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_a_limit_of_the_callers_own_is_kept(count, calls, backend):
     """What a caller has set for BLAS is set again, not the number BLAS began with."""
-    with threadpoolctl.threadpool_limits(1, user_api="blas"):
+    with threadpoolctl.threadpool_limits(count, user_api="blas"):
         bits(backend, calls["many tiles"])
-        assert set(blas_threads()) == {1}
+        assert set(blas_threads()) == {count}
 
 
 def test_an_error_inside_a_thread_reaches_the_caller(calls, backend, monkeypatch):

@@ -15,7 +15,7 @@ import numpy as np
 from cuflash._device import cpu_device
 from cuflash._numpy import threads
 from cuflash._numpy.bias_gradient import BiasGradient
-from cuflash._numpy.forward import empty_like, entries, probabilities, row_shift, tiles
+from cuflash._numpy.forward import empty_like, probabilities, row_shift, tiles, walk_batch
 from cuflash._numpy.scores import Block, QueryBlock, as_operand, visible_keys
 from cuflash._plan import CpuBackwardPlan, make_backward_plan
 from cuflash._problem.attention import Backward, Operands, Problem
@@ -52,6 +52,14 @@ def backward(given: Backward) -> tuple[Array, Array, Array, Array | None, Array 
     return dq, dk, dv, dbias, dsinks
 
 
+class _Owned(NamedTuple):
+    """Batch entries, as in `Block`, and key/value heads whose dk and dv a thread keeps to itself."""
+
+    entry: tuple[int, ...]
+    entries: int
+    kv_heads: slice
+
+
 class _Gradients:
     """Where the threads write: each element by one chain alone."""
 
@@ -62,14 +70,14 @@ class _Gradients:
         self.dv = np.zeros((*p.batch, p.hk, p.lk, p.dv), dtype)
         self.bias = BiasGradient(problem, plan.parts) if problem.bias is not None else None
 
-    def chains(self, problem: Problem, plan: CpuBackwardPlan) -> list[list[tuple[tuple[int, ...], slice]]]:
-        """Batch entries and runs of key/value heads, together where they write the same slice of the bias gradient."""
+    def chains(self, problem: Problem, plan: CpuBackwardPlan) -> list[list[_Owned]]:
+        """Runs of batch entries and key/value heads, together where they write the same slice of the bias gradient."""
         runs = tiles(slice(0, problem.hk), max(1, plan.heads // problem.group) if problem.group else 1)
-        together: dict[Any, list[tuple[tuple[int, ...], slice]]] = {}
-        for index in entries(problem):
+        together: dict[Any, list[_Owned]] = {}
+        for entry, entries in walk_batch(problem, plan.entries):
             for run in runs:
-                slot = (index, run.start) if self.bias is None else self.bias.slot(index, run.start)
-                together.setdefault(slot, []).append((index, run))
+                slot = (entry, run.start) if self.bias is None else self.bias.slot(entry, run.start)
+                together.setdefault(slot, []).append(_Owned(entry, entries, run))
         return list(together.values())
 
 
@@ -88,53 +96,48 @@ class _Worker:
         self.given, self.plan, self.grads, self.delta = given, plan, grads, delta
         self.problem: Problem = given.call.problem
         self.operands: Operands = given.call.operands
-        size = plan.heads * plan.q_tile * plan.kv_tile
-        self.scratch = _Scratch(*(np.empty(size, self.problem.accumulator) for _ in range(3)))
+        self.scratch = _Scratch(*(np.empty(plan.score_tile, self.problem.accumulator) for _ in range(3)))
 
-    def __call__(self, item: tuple[list[tuple[tuple[int, ...], slice]], int, slice]) -> None:
+    def __call__(self, item: tuple[list[_Owned], int, slice]) -> None:
         chain, part, keys = item
-        group, dtype = self.problem.group, self.problem.accumulator
-        for index, run in chain:
-            k = as_operand(self.operands.k[index][run, keys], dtype)
-            v = as_operand(self.operands.v[index][run, keys], dtype)
-            for heads in tiles(slice(run.start * group, run.stop * group), self.plan.heads):
+        group = self.problem.group
+        for owned in chain:
+            for heads in tiles(slice(owned.kv_heads.start * group, owned.kv_heads.stop * group), self.plan.heads):
                 for rows in tiles(slice(0, self.problem.lq), self.plan.q_tile):
-                    seen = visible_keys(self.problem, self.operands, index, rows)
+                    seen = visible_keys(self.problem, self.operands, owned.entry, rows)
                     span = slice(max(seen.start, keys.start), min(seen.stop, keys.stop))
                     if span.start < span.stop:
-                        self._rows(Block(index, heads, rows, span), run, part, keys.start, k, v)
+                        self._rows(Block(owned.entry, owned.entries, heads, rows, span), owned.kv_heads, part)
 
-    def _rows(self, block: Block, run: slice, part: int, first: int, k: Array, v: Array) -> None:
-        """All that a tile of query rows adds, over the keys of its block; k and v (hk, keys, dim) begin at `first`."""
+    def _rows(self, block: Block, kv_heads: slice, part: int) -> None:
+        """All that a tile of query rows adds, over the keys of its block."""
         queries = QueryBlock(self.problem, self.operands, block)
-        dout, delta, lse, dq_out = (
-            array[block.entry][block.heads, block.rows]
-            for array in (self.given.dout, self.delta, self.given.lse, self.grads.dq[part])
-        )
-        dout = dout.astype(queries.dtype, order="C").reshape(*queries.q.shape[:2], self.problem.dv)
-        delta = delta.reshape(*queries.q.shape[:2], 1)
-        shift = row_shift(lse, queries)
-        dq = np.zeros(queries.q.shape, queries.dtype)
-        dk, dv = self.grads.dk[block.entry][run], self.grads.dv[block.entry][run]
+        dtype, shape = queries.dtype, queries.q.shape[:-1]
+        dout = self.given.dout[block.place].astype(dtype, order="C").reshape(*shape, self.problem.dv)
+        delta = self.delta[block.place].reshape(*shape, 1)
+        shift = row_shift(self.given.lse[block.place], queries)
+        dq = np.zeros(queries.q.shape, dtype)
+        dk, dv = (array[(*block.batch, kv_heads)] for array in (self.grads.dk, self.grads.dv))
         for keys in tiles(block.keys, self.plan.kv_tile):
-            here = slice(keys.start - first, keys.stop - first)
-            ds, p = self._tile(queries, block, keys, k[:, here], v[:, here], dout, shift, delta, part)
-            dv[:, keys] += p.swapaxes(1, 2) @ dout
-            dk[:, keys] += ds.swapaxes(1, 2) @ queries.q
-            dq += ds @ k[:, here]
-        dq_out[...] = dq.reshape(dq_out.shape)
+            k, v = (as_operand(array[..., keys, :], dtype) for array in (queries.k, queries.v))
+            ds, p = self._tile(queries, block, keys, k, v, dout, shift, delta, part)
+            dv[..., keys, :] += p.swapaxes(-1, -2) @ dout
+            dk[..., keys, :] += ds.swapaxes(-1, -2) @ queries.q
+            dq += ds @ k
+        target = self.grads.dq[part][block.place]
+        target[...] = dq.reshape(target.shape)
 
     def _tile(
         self, queries: QueryBlock, block: Block, keys: slice, k: Array, v: Array, dout: Array, shift: Array,
         delta: Array, part: int,
     ) -> tuple[Array, Array]:  # fmt: skip
-        """Gradient of the products scale * q.k, and the probabilities, of one tile (hk, rows, keys)."""
+        """Gradient of the products scale * q.k, and the probabilities, of one tile (..., hk, rows, keys)."""
         capped = self.problem.softcap is not None
-        shape = (*dout.shape[:2], k.shape[1])
+        shape = (*dout.shape[:-1], k.shape[-2])
         ds, tanh = (buffer[: prod(shape)].reshape(shape) for buffer in self.scratch[1:])
         p = queries.scores(k, keys, self.scratch.scores, tanh if capped else None)
         probabilities(p, shift)
-        np.matmul(dout, v.swapaxes(1, 2), out=ds)
+        np.matmul(dout, v.swapaxes(-1, -2), out=ds)
         ds -= delta
         ds *= p
         if self.grads.bias is not None:

@@ -37,21 +37,19 @@ class BiasGradient:
                 parts = 1  # the parts write different keys
         self._sums = np.zeros((parts, *self._shape), problem.accumulator)
 
-    def slot(self, index: tuple[int, ...], kv_head: int) -> Any:
+    def slot(self, entry: tuple[int, ...], kv_head: int) -> Any:
         """Equal for those (batch entry, key/value head) pairs that write the same elements."""
         if self._in_place:
-            return tuple(0 if size == 1 else i for i, size in zip((*index, kv_head), self._shape))
-        return (*index, kv_head)
+            return tuple(0 if size == 1 else i for i, size in zip((*entry, kv_head), self._shape))
+        return (*entry, kv_head)
 
     def add(self, ds: Array, block: Block, keys: slice, part: int) -> None:
-        """Take in the score gradients (heads, rows, keys) of a block at `keys`."""
-        sums = self._sums[part if len(self._sums) > 1 else 0]
-        entry = sums[tuple(0 if size == 1 else i for i, size in zip(block.entry, self._shape))]
-        where = tuple(
-            slice(None) if size == 1 else span for size, span in zip(self._shape[-3:], (block.heads, block.rows, keys))
-        )
-        axes = tuple(axis for axis, size in enumerate(self._shape[-3:]) if size == 1 and ds.shape[axis] != 1)
-        entry[where] += ds.sum(axis=axes, keepdims=True) if axes else ds
+        """Take in the score gradients (..., heads, rows, keys) of a block of one batch entry at `keys`."""
+        spans = (*(slice(i, i + 1) for i in block.entry), block.heads, block.rows, keys)
+        where = tuple(slice(None) if size == 1 else span for size, span in zip(self._shape, spans))
+        ds = ds.reshape(*(1 for _ in block.entry), *ds.shape[-3:])
+        axes = tuple(axis for axis, size in enumerate(self._shape) if size == 1 and ds.shape[axis] != 1)
+        self._sums[part if len(self._sums) > 1 else 0][where] += ds.sum(axis=axes, keepdims=True) if axes else ds
 
     def total(self) -> Array:
         """The sum of all parts; axes that the bias was broadcast along may still be left to sum."""

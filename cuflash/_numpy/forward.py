@@ -54,20 +54,20 @@ def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) ->
     work = [part for block in blocks for part in _cut(plan, block)]
 
     def make_worker() -> Any:
-        scratch = np.empty(plan.heads * plan.q_tile * plan.kv_tile, dtype)
+        scratch = np.empty(plan.score_tile, dtype)
 
         def worker(item: tuple[Block, int, _Merger | None]) -> None:
             block, part, merger = item
             queries = QueryBlock(problem, operands, block)
             state = None
             for keys in tiles(block.keys, plan.kv_tile):
-                k, v = as_operand(queries.k[:, keys], dtype), as_operand(queries.v[:, keys], dtype)
+                k, v = (as_operand(array[..., keys, :], dtype) for array in (queries.k, queries.v))
                 scores = queries.scores(k, keys, scratch)
                 if state is None:
                     state = OnlineSoftmax.of_tile(scores, v)
                 else:
                     state.step(scores, v)
-            state = state or OnlineSoftmax(queries.q.shape[:2], problem.dv, dtype)
+            state = state or OnlineSoftmax(queries.q.shape[:-1], problem.dv, dtype)
             whole = merger.add(part, state) if merger else state
             if whole:
                 _finish(whole, block, operands, out, lse)
@@ -80,8 +80,8 @@ def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) ->
 def _finish(state: OnlineSoftmax, block: Block, operands: Operands, out: Array, lse: Array) -> None:
     if operands.sinks is not None:
         logits = operands.sinks[block.heads].astype(state.total.dtype)
-        state.add_sinks(np.repeat(logits, block.rows.stop - block.rows.start).reshape(state.total.shape))
-    state.finish(out[block.entry][block.heads, block.rows], lse[block.entry][block.heads, block.rows])
+        state.add_sinks(np.repeat(logits, block.rows.stop - block.rows.start).reshape(state.total.shape[-3:]))
+    state.finish(out[block.place], lse[block.place])
 
 
 def walk(problem: Problem, operands: Operands, plan: CpuPlan) -> list[Block]:
@@ -89,16 +89,21 @@ def walk(problem: Problem, operands: Operands, plan: CpuPlan) -> list[Block]:
     heads = tiles(slice(0, problem.hq), plan.heads)
     rows = tiles(slice(0, problem.lq), plan.q_tile)
     return [
-        Block(entry, some_heads, some_rows, visible_keys(problem, operands, entry, some_rows))
-        for entry in entries(problem)
+        Block(entry, entries, some_heads, some_rows, visible_keys(problem, operands, entry, some_rows))
+        for entry, entries in walk_batch(problem, plan.entries)
         for some_heads in heads
         for some_rows in rows
     ]
 
 
-def entries(problem: Problem) -> Iterator[tuple[int, ...]]:
-    """The index of every batch entry."""
-    return product(*map(range, problem.batch))
+def walk_batch(problem: Problem, entries: int) -> Iterator[tuple[tuple[int, ...], int]]:
+    """The batch in runs of up to `entries` along its last axis: the index of the first, and how many."""
+    if not problem.batch:
+        yield (), 1
+        return
+    *leading, last = problem.batch
+    for index in product(*map(range, leading), range(0, last, entries)):
+        yield index, min(entries, last - index[-1])
 
 
 def tiles(span: slice, size: int) -> list[slice]:
@@ -152,15 +157,15 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
     dtype = problem.accumulator
 
     def make_worker() -> Any:
-        scratch = np.empty(plan.heads * plan.q_tile * plan.kv_tile, dtype)
+        scratch = np.empty(plan.score_tile, dtype)
 
         def worker(block: Block) -> None:
             queries = QueryBlock(problem, operands, block)
-            shift = row_shift(lse[block.entry][block.heads, block.rows], queries)
+            shift = row_shift(lse[block.place], queries)
             for keys in tiles(block.keys, plan.kv_tile):
-                scores = queries.scores(as_operand(queries.k[:, keys], dtype), keys, scratch)
+                scores = queries.scores(as_operand(queries.k[..., keys, :], dtype), keys, scratch)
                 probabilities(scores, shift)
-                target = filled[block.entry][block.heads, block.rows, keys]
+                target = filled[(*block.place, keys)]
                 target[...] = scores.reshape(target.shape)
 
         return worker
@@ -170,11 +175,11 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
 
 
 def row_shift(lse: Array, queries: QueryBlock) -> Array:
-    """The lse (heads, rows) of a block as its scores are, (hk, rows, 1).
+    """The lse of a block's rows, shaped as its scores are: (..., hk, rows, 1).
 
     +inf where no key was seen, so that exp(score - lse) is 0.
     """
-    shift = lse.reshape(*queries.q.shape[:2], 1)
+    shift = lse.reshape(*queries.q.shape[:-1], 1)
     return np.where(shift == -np.inf, lse.dtype.type(np.inf), shift)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,16 +13,32 @@ Array = Any
 
 
 class Block(NamedTuple):
-    """Some rows of some heads of one batch entry: of one key/value head, or of several with all their query heads."""
+    """Some rows of some heads: of one key/value head, or of several with all their query heads.
 
-    entry: tuple[int, ...]  # index of the batch entry
+    Where batch entries are small, a block is the same rows and heads of several that follow on the last batch axis.
+    """
+
+    entry: tuple[int, ...]  # index of the first batch entry
+    entries: int
     heads: slice
     rows: slice
     keys: slice  # the keys to visit: a part of those that any of the rows can see
 
+    @property
+    def batch(self) -> tuple[int | slice, ...]:
+        """Index of its entries on the batch axes."""
+        if not self.entry:
+            return ()
+        return (*self.entry[:-1], slice(self.entry[-1], self.entry[-1] + self.entries))
+
+    @property
+    def place(self) -> tuple[int | slice, ...]:
+        """Index of its rows on the axes (*batch, heads, rows)."""
+        return (*self.batch, self.heads, self.rows)
+
 
 def as_operand(tile: Array, dtype: Any) -> Array:
-    """Tiles (heads, keys, dim) as BLAS takes them without a detour: in `dtype`, rows contiguous and apart."""
+    """Tiles (..., keys, dim) as BLAS takes them without a detour: in `dtype`, rows contiguous and apart."""
     if tile.dtype != dtype:
         return tile.astype(dtype)
     row, element = tile.strides[-2:]
@@ -48,33 +65,37 @@ def _of_entry(values: Any, entry: tuple[int, ...]) -> int:
 class QueryBlock:
     """The queries of a block, scaled (and divided by the softcap) in the arithmetic's dtype, and their score tiles.
 
-    Arrays lead with the key/value heads of the block: `q` is (hk, rows, d), where rows counts every row of every query
-    head that shares the key/value head; `k` and `v` are (hk, lk, dim) views.
+    Arrays lead with the block's entries, if there are batch axes, and its key/value heads: `q` is (..., hk, rows, d),
+    where rows counts every row of every query head that shares the key/value head; `k` and `v` are (..., hk, lk, dim)
+    views.
     """
 
     def __init__(self, problem: Problem, operands: Operands, block: Block) -> None:
         self._problem, self._operands = problem, operands
-        self._entry, self._heads, self._rows = block.entry, block.heads, block.rows
+        self._place, self._heads, self._rows = block.place, block.heads, block.rows
         self._offset = _of_entry(operands.q_offset, block.entry)
         self.dtype = problem.accumulator
+        prescale = self.dtype(problem.scale / (problem.softcap or 1.0))
+        q = np.multiply(operands.q[self._place], prescale, dtype=self.dtype)
+        self.shape = q.shape[:-1]  # (entries of the batch,) query heads, rows of each
         kv_heads = slice(block.heads.start // problem.group, -(-block.heads.stop // problem.group))
-        q = operands.q[block.entry][block.heads, block.rows]
-        self.q = np.multiply(q, self.dtype(problem.scale / (problem.softcap or 1.0)), dtype=self.dtype)
-        self.shape = self.q.shape[:2]  # query heads, rows of each
         count = kv_heads.stop - kv_heads.start
-        self.q = self.q.reshape(count, self.shape[0] // count * self.shape[1], problem.d)
-        source = block.entry if operands.seqs is None else (operands.seqs[block.entry],)
-        self.k, self.v = operands.k[source][kv_heads], operands.v[source][kv_heads]
+        self.q = q.reshape(*q.shape[:-3], count, q.shape[-3] // count * q.shape[-2], problem.d)
+        source = block.batch
+        if operands.seqs is not None:
+            row = operands.seqs[block.entry]
+            source = (slice(row, row + 1),)
+        self.k, self.v = operands.k[(*source, kv_heads)], operands.v[(*source, kv_heads)]
 
     def scores(self, k: Array, keys: slice, scratch: Array, tanh_out: Array | None = None) -> Array:
-        """The final scores of all rows against `k`, the keys at `keys`, as (hk, rows, keys) in `scratch`.
+        """The final scores of all rows against `k`, the keys at `keys`, as (..., hk, rows, keys) in `scratch`.
 
         Hidden keys are -inf. With a softcap, `tanh_out` takes the tanh that the gradient needs.
         """
         problem = self._problem
-        shape = (*self.q.shape[:2], k.shape[1])
-        tile = scratch[: shape[0] * shape[1] * shape[2]].reshape(shape)
-        np.matmul(self.q, k.swapaxes(1, 2), out=tile)
+        shape = (*self.q.shape[:-1], k.shape[-2])
+        tile = scratch[: prod(shape)].reshape(shape)
+        np.matmul(self.q, k.swapaxes(-1, -2), out=tile)
         if problem.softcap is not None:
             np.tanh(tile, out=tile)
             if tanh_out is not None:
@@ -82,12 +103,12 @@ class QueryBlock:
             tile *= self.dtype(problem.softcap)
         crosses = self._crosses_left(keys), self._crosses_right(keys)
         if any(crosses) or problem.bias is not None or problem.alibi or problem.mask:
-            self._add_bias_and_hide(tile.reshape(*self.shape, k.shape[1]), keys, *crosses)
+            self._add_bias_and_hide(tile.reshape(*self.shape, k.shape[-2]), keys, *crosses)
         return tile
 
     def _add_bias_and_hide(self, tile: Array, keys: slice, crosses_left: bool, crosses_right: bool) -> None:
         operands, problem = self._operands, self._problem
-        where = (*self._entry, self._heads, self._rows, keys)
+        where = (*self._place, keys)
         if operands.bias is not None:
             tile += operands.bias[where]
         positions = np.arange(self._rows.start, self._rows.stop)[:, None] + self._offset

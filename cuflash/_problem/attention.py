@@ -35,6 +35,7 @@ class Problem(NamedTuple):
     alibi: bool
     sinks: bool
     kv_lengths: bool
+    ragged: bool  # offsets or lengths differ between batch entries
     splits: int | None = None  # parts the keys are cut into, where the caller asks for a number
 
     @property
@@ -137,7 +138,7 @@ def attention_call(
         function, dtype, batch, hq, dims["hk"], lq, lk, d, dv, options.read_scale(function, scale, d),
         options.read_softcap(function, softcap), left, right, operands.mask is not None,
         None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None,
-        kv_lengths is not None,
+        kv_lengths is not None, type(operands.q_offset) is not int or type(operands.kv_lengths) is not int,
     )  # fmt: skip
     if out is not None or lse_out is not None or workspace is not None:
         given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}

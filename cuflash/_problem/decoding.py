@@ -54,7 +54,7 @@ def decode_call(
         function, dtype, (b,), hq, dims["hk"], lq, dims["capacity"], dims["d"], v.shape[-1],
         options.read_scale(function, scale, dims["d"]), options.read_softcap(function, softcap), left, right,
         operands.mask is not None,
-        None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None, True,
+        None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None, True, True,
         _read_splits(function, splits),
     )  # fmt: skip
     out_shape = (*q.shape[:-1], v.shape[-1])
