@@ -75,7 +75,7 @@ def attention(
     Returns
     -------
     out : array, shape (..., hq, lq, dv)
-        In the dtype and memory order of `q`. A query that sees no key gives 0.
+        In the dtype of `q`, and in its memory order where q has all the batch axes. A query that sees no key gives 0.
     lse : array, shape (..., hq, lq), if `return_lse`
         Natural-log log-sum-exp of the final scores, sinks included; float32, or float64 for float64. -inf for a query
         that sees no key.
@@ -188,7 +188,8 @@ def attention_vjp(q: Any, k: Any, v: Any, /, **options: Any) -> tuple[Any, Calla
     out : array, or (out, lse) with ``return_lse=True``
         What `attention` returns.
     vjp : callable
-        ``vjp(dout, dlse=None)`` returns `Gradients`. It keeps the operands, not copies: do not change them before.
+        ``vjp(dout, dlse=None)`` returns `Gradients`. It keeps the operands, not copies: do not change them before. Of
+        the results it keeps copies.
 
     Raises
     ------
@@ -208,10 +209,11 @@ def attention_vjp(q: Any, k: Any, v: Any, /, **options: Any) -> tuple[Any, Calla
     """
     return_lse = problem.options.read_flag("attention_vjp", "return_lse", options.pop("return_lse", False))
     out, lse = attention(q, k, v, return_lse=True, **options)
+    kept_out, kept_lse = out.copy(), lse.copy()
     kept = {name: value for name, value in options.items() if name not in ("out", "lse_out", "workspace")}
 
     def vjp(dout: Any, dlse: Any = None) -> Gradients:
-        return attention_backward(dout, q, k, v, out, lse, dlse=dlse, **kept)
+        return attention_backward(dout, q, k, v, kept_out, kept_lse, dlse=dlse, **kept)
 
     return ((out, lse) if return_lse else out), vjp
 
@@ -303,7 +305,7 @@ def rotary(
 ) -> Any:  # fmt: skip
     """Rotary position embedding of queries or keys.
 
-    Its gradient is ``rotary(dx, -positions)`` with the same options.
+    Its gradient is ``rotary(dx, -positions)`` with the same options (and signed positions).
 
     Parameters
     ----------

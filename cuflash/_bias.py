@@ -46,8 +46,10 @@ class Alibi:
         values = np.array(slopes)
         if values.dtype.kind not in "fiu":
             raise TypeError(f"Alibi: `slopes` must hold real numbers, got dtype {values.dtype}")
-        if values.ndim != 1 or not np.isfinite(values).all():
-            raise ProblemError(f"Alibi: `slopes` must be one axis of finite numbers, got shape {values.shape}")
+        if values.ndim != 1:
+            raise ProblemError(f"Alibi: `slopes` must have one axis (hq,), got shape {values.shape}")
+        if not np.isfinite(values).all():
+            raise ProblemError("Alibi: `slopes` must be finite")
         self.slopes = values.astype(np.float64)
         self.slopes.flags.writeable = False
 

@@ -107,8 +107,8 @@ class _Shape(NamedTuple):
 
 
 def _count_owners(problem: Problem, shape: _Shape) -> int:
-    """Chains that can run side by side over the same keys: heads that write one slice of a bias gradient cannot."""
-    sizes = (*_runs(problem, shape), -(-problem.hq // max(shape.heads, problem.group, 1)))
+    """Chains that can run side by side over the same keys: not those that write one slice of dk, dv or dbias."""
+    sizes = (*_runs(problem.kv_batch, shape), -(-problem.hq // max(shape.heads, problem.group, 1)))
     bias = problem.bias or ()
     if bias[-2:] == (problem.lq, problem.lk) and problem.lq > 1 and problem.lk > 1:
         leading = (1,) * (len(sizes) + 2 - len(bias)) + bias[:-2]
@@ -116,9 +116,9 @@ def _count_owners(problem: Problem, shape: _Shape) -> int:
     return max(1, prod(sizes))
 
 
-def _runs(problem: Problem, shape: _Shape) -> tuple[int, ...]:
+def _runs(batch: tuple[int, ...], shape: _Shape) -> tuple[int, ...]:
     """Runs of batch entries along each batch axis."""
-    return (*problem.batch[:-1], *(-(-last // shape.entries) for last in problem.batch[-1:]))
+    return (*batch[:-1], *(-(-last // shape.entries) for last in batch[-1:]))
 
 
 def _pack(problem: Problem) -> _Shape:
@@ -128,11 +128,13 @@ def _pack(problem: Problem) -> _Shape:
     is a product of its own, so it is enough that their scores fit a tile.
     """
     lq, group = max(1, problem.lq), max(1, problem.group)
-    if lq >= _tuning.BLOCK_ROWS:
-        return _Shape(1, 1, _tuning.BLOCK_ROWS)
-    most = _tuning.BLOCK_ROWS
-    if problem.function != "decode":
-        most = max(most, _tuning.SCORE_TILE // max(1, problem.lk))
+    if problem.function == "decode":  # a part is one tile whatever the number of heads, which must not change its bits
+        tile_rows = most = _tuning.SCORE_TILE // _tuning.PART_KEYS
+    else:
+        tile_rows = _tuning.BLOCK_ROWS
+        most = max(tile_rows, _tuning.SCORE_TILE // max(1, problem.lk))
+    if lq >= tile_rows:
+        return _Shape(1, 1, tile_rows)
     fitting = most // lq
     if fitting < group:
         return _Shape(1, max(heads for heads in range(1, fitting + 1) if group % heads == 0), lq)
@@ -170,15 +172,18 @@ def _block_work(problem: Problem, shape: _Shape) -> int:
 
 
 def _count_blocks(problem: Problem, shape: _Shape) -> int:
-    return prod(_runs(problem, shape)) * -(-problem.hq // shape.heads) * -(-problem.lq // shape.q_tile)
+    return prod(_runs(problem.batch, shape)) * -(-problem.hq // shape.heads) * -(-problem.lq // shape.q_tile)
 
 
 def _kv_tile(problem: Problem, shape: _Shape, why: list[str]) -> int:
     """Keys of a score tile: all, or a power of two, so that every full tile is the same product."""
-    keys = max(1, _tuning.SCORE_TILE // shape.rows)
-    if problem.function == "decode" or problem.lk > keys:
-        keys = 1 << (keys.bit_length() - 1)
-    keys = min(_tuning.KV_TILE_MOST, keys)
+    if problem.function == "decode":
+        keys = _tuning.PART_KEYS
+    else:
+        keys = max(1, _tuning.SCORE_TILE // shape.rows)
+        if problem.lk > keys:
+            keys = 1 << (keys.bit_length() - 1)
+        keys = min(_tuning.KV_TILE_MOST, keys)
     why.append(f"score tile {shape.rows} x {keys} stays in a core's cache")
     return keys
 

@@ -47,7 +47,7 @@ def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
     attention of float32, batch (), hq=8, hk=8, lq=1024, lk=1024, d=64, dv=64
     options: causal or window (left None, right 0)
     backend: numpy
-    plan: 1 head(s) x 256 rows...
+    plan: a block holds 1 head(s) x 256 row(s) of queries...
     """
     readers: dict[Callable[..., Any], Callable[..., tuple[problem.Call, Any]]] = {
         _attention.attention: _read_attention,
@@ -132,7 +132,7 @@ def _version(name: str) -> str:
 
 
 def selftest() -> bool:
-    """Check this installation on this machine: forward, gradient and decoding against the float64 reference.
+    """Check this installation on this machine: attention, a gradient and decoding against the float64 reference.
 
     Returns
     -------

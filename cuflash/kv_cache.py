@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
@@ -116,6 +117,10 @@ class KVCache:
             f"KVCache(batch={self.batch}, capacity={self.capacity}, kv_heads={self.kv_heads}, "
             f"head_dim={self.head_dim}, dtype={self.dtype}, {self.nbytes} bytes)"
         )
+
+    def __copy__(self) -> KVCache:
+        """A cache of its own: two caches that shared arrays would disagree about lengths after an append."""
+        return deepcopy(self)
 
     def append(self, k: Any, v: Any, /, *, seqs: Any = None, lengths: Any = None, layout: str = "bhld") -> None:
         """Put new tokens behind those that each sequence already has.

@@ -16,7 +16,7 @@ from cuflash.errors import ProblemError
 __all__ = ["Causal", "Window"]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Window:
     """Keys at most `left` positions before a query and at most `right` after it, both inclusive.
 
@@ -67,6 +67,15 @@ class Window:
         if self.right is not None:
             seen &= distance <= self.right
         return seen
+
+    def __eq__(self, other: object) -> bool:
+        """Whether both show the same keys: ``Causal() == Window(None, 0)``."""
+        if not isinstance(other, Window):
+            return NotImplemented
+        return (self.left, self.right) == (other.left, other.right)
+
+    def __hash__(self) -> int:
+        return hash((self.left, self.right))
 
     def __and__(self, other: Window) -> Window:
         """The keys that both show."""

@@ -20,12 +20,14 @@ def problems(draw):
     hk, group = draw(st.integers(1, 8)), draw(st.integers(1, 9))
     lq, lk = draw(sizes), draw(st.integers(0, 5000))
     bias = draw(st.sampled_from([None, (lq, lk), (hk * group, lq, lk), (lk,), (lq, 1)]))
+    batch = tuple(draw(st.lists(st.integers(0, 3), max_size=2)))
     return Problem(
-        function=draw(st.sampled_from(["attention", "decode"])), dtype="float32",
-        batch=tuple(draw(st.lists(st.integers(0, 3), max_size=2))), hq=hk * group, hk=hk, lq=lq, lk=lk,
+        function=draw(st.sampled_from(["attention", "decode"])), dtype="float32", batch=batch,
+        hq=hk * group, hk=hk, lq=lq, lk=lk,
         d=draw(st.integers(0, 256)), dv=draw(st.integers(0, 256)), scale=1.0, softcap=None,
         left=draw(st.sampled_from([None, 0, 100])), right=draw(st.sampled_from([None, 0, 7])), mask=False, bias=bias,
         alibi=False, sinks=False, kv_lengths=False, ragged=draw(st.booleans()),
+        kv_batch=tuple(draw(st.sampled_from([size, 1])) for size in batch),
         splits=draw(st.sampled_from([None, 1, 3])),
     )  # fmt: skip
 
@@ -93,5 +95,5 @@ def test_a_backward_plan_covers_the_keys_with_few_copies_of_dq(problem):
 def test_a_plan_says_why(sizes, words):
     base = {"function": "attention", "dtype": "float32", "batch": (), "hq": 1, "hk": 1, "d": 64, "dv": 64, "scale": 1.0}
     none = {"softcap": None, "left": None, "right": None, "bias": None}
-    flags = {"mask": False, "alibi": False, "sinks": False, "kv_lengths": False, "ragged": False}
+    flags = {"mask": False, "alibi": False, "sinks": False, "kv_lengths": False, "ragged": False, "kv_batch": ()}
     assert words in make_plan(Problem(**base, **none, **flags, **sizes), DEVICES[1]).why

@@ -46,11 +46,13 @@ def cache(lengths=(3, 2), **options):
     return made
 
 
-def decode(q=None, lengths=None, **options):
+def decode(q=None, lengths=None, replaced=None, **options):
     def call():
         given = cache()
         if lengths is not None:
             given.lengths[:] = lengths
+        if replaced is not None:
+            given.lengths = replaced
         return cuflash.decode(arr(2, 8, 64) if q is None else q, given, **options)
 
     return call
@@ -74,6 +76,10 @@ ARRAYS = {
     "attention: `q` must be a numpy.ndarray or cupy.ndarray, got NoneType; convert": attention(q=None),
     "attention: `v` must be a numpy.ndarray or cupy.ndarray, got float; use numpy.asarray": attention(v=1.0),
     "attention: `q` must be a numpy.ndarray or cupy.ndarray, got decimal.Decimal": attention(q=__import__("decimal").Decimal(1)),
+    "attention: `v` must be a numpy.ndarray or cupy.ndarray, got NoneType": attention(v=None),
+    "attention_weights: `k` must be a numpy.ndarray or cupy.ndarray, got NoneType": lambda: cuflash.attention_weights(Q, None),
+    "attention_backward: `dout` must be a numpy.ndarray or cupy.ndarray, got NoneType": backward(dout=None),
+    "attention_backward: `lse` must be a numpy.ndarray or cupy.ndarray, got NoneType": backward(lse=None),
     "attention: `q` is a numpy.ma.MaskedArray, whose hidden entries would be read; pass its .data": attention(q=np.ma.array(Q)),
     "attention: `k` is a numpy.matrix; pass numpy.asarray(k)": attention(k=arr(7, 64).view(np.matrix)),
     "attention: `q` is a numpy array, but `k` is a cupy array; nothing is moved": attention(k=CUPY),
@@ -96,7 +102,7 @@ ARRAYS = {
     "rotary: `positions` must hold real numbers, got dtype <U1": lambda: cuflash.rotary(arr(3, 4), "a"),
     "rotary: `freqs` must hold real numbers, got dtype complex128": lambda: cuflash.rotary(arr(3, 4), 0, freqs=[1j, 2j]),
     "decode: `cache` must be a KVCache, got ndarray": lambda: cuflash.decode(arr(2, 8, 64), K),
-    "decode: `cache` has dtype float64, but `q` has float32": decode(q=arr(2, 8, 64, dtype=F32)),
+    "decode: `q` has dtype float32, but `cache` has float64": decode(q=arr(2, 8, 64, dtype=F32)),
     "KVCache.append: `k` has dtype float32, but `cache` has float64": append(k=arr(2, 2, 1, 64, dtype=F32)),
     "KVCache.append: `k` must be a numpy.ndarray or cupy.ndarray, got list": append(k=[1.0]),
     "KVCache: `dtype` is missing; give it, or an array of that dtype as `like`": lambda: KVCache(1, 1, 1, 1),
@@ -131,10 +137,10 @@ OPTIONS = {
     "attention: `bias` is boolean, but is added to the scores; what to hide goes to `mask`": attention(bias=arr(5, 7, dtype=bool)),
     "attention: `bias` has dtype float16, but must be float64 as `q` is, or float32": attention(bias=arr(5, 7, dtype=np.float16)),
     "attention: `sinks` has dtype int64, but must be float64 as `q` is, or float32": attention(sinks=arr(8, dtype=int)),
-    "attention: `kv_lengths` must hold integers, got dtype float64": attention(kv_lengths=arr(2)),
+    "attention: `kv_lengths` must hold integers of at most 64 bits, got dtype float64": attention(kv_lengths=arr(2)),
     "attention: `kv_lengths` must be an integer or an array of integers, got 3.0": attention(kv_lengths=3.0),
     "attention: `q_offset` must be an integer or an array of integers, got True": attention(q_offset=True),
-    "attention: `q_offset` must hold integers, got dtype bool": attention(q_offset=arr(2, dtype=bool)),
+    "attention: `q_offset` must hold integers of at most 64 bits, got dtype bool": attention(q_offset=arr(2, dtype=bool)),
     "attention: `out` has dtype float32, but must be float64": attention(out=arr(2, 8, 5, 64, dtype=F32)),
     "attention: `lse_out` has dtype float32, but must be float64": attention(lse_out=arr(2, 8, 5, dtype=F32)),
     "attention: `workspace` has dtype float64, but must be uint8": attention(workspace=arr(8)),
@@ -143,6 +149,8 @@ OPTIONS = {
     "attention_backward: `dlse` has dtype float32, but must be float64": backward(dlse=LSE.astype(F32)),
     "attention_backward: `dout` has dtype float32, but `q` has float64": backward(dout=Q.astype(F32)),
     "attention_vjp: `return_lse` must be True or False, got 2": lambda: cuflash.attention_vjp(Q, K, V, return_lse=2),
+    "decode: `cache.lengths` must hold integers, got dtype float64": decode(replaced=np.zeros(2)),
+    "decode: `cache.lengths` must be a numpy.ndarray or cupy.ndarray, got list": decode(replaced=[1, 2]),
     "decode: `splits` must be an integer, got 2.0": decode(splits=2.0),
     "decode: `validate` must be True or False, got 1": decode(validate=1),
     "decode: `causal` must be True or False, got 'no'": decode(causal="no"),
@@ -167,14 +175,17 @@ VALUES = {
     "attention: `k` has hk=8 heads, which does not divide hq=1 of `q`": attention(q=arr(1, 5, 64), k=arr(8, 7, 64), v=arr(8, 7, 64)),
     "attention: the leading axes do not broadcast: (2,) of `q`, (3,) of `k`, (3,) of `v`": attention(k=arr(3, 2, 7, 64), v=arr(3, 2, 7, 64)),
     "attention: `k` has 2 axes, but `q` has 4 (shapes (7, 64) and (2, 8, 5, 64)); two axes are one head only if all": attention(k=arr(7, 64)),
-    "attention: `q` has 1 axes, but `k` has 4": attention(q=arr(64)),
-    "attention: `q` has 0 axes, but `k` has 4": attention(q=np.array(1.0)),
+    "attention: `q` must have 2 axes or more, got shape (64,)": attention(q=arr(64)),
+    "attention: `k` must have 2 axes or more, got shape ()": attention(k=np.array(1.0)),
+    "attention_weights: `q` must have 2 axes": lambda: cuflash.attention_weights(arr(6), arr(6)),
     "attention: `layout` is 'lbhd', but must be \"bhld\" or \"blhd\"": attention(layout="lbhd"),
     "attention: `layout` is None, but must be": attention(layout=None),
     "attention: `scale` is nan, but must be finite": attention(scale=float("nan")),
     "attention: `scale` is inf, but must be finite": attention(scale=np.inf),
     "attention: `softcap` is 0.0, but must be positive; None caps nothing": attention(softcap=0.0),
     "attention: `softcap` is -1.0, but must be positive": attention(softcap=-1),
+    "attention: `scale` is 1e+39, beyond the numbers that float32 is computed in": lambda: cuflash.attention(*[arr(3, 4, dtype=F32)] * 3, scale=1e39),
+    "attention: `softcap` is 1e-46, beyond the numbers that float32 is computed in": lambda: cuflash.attention(*[arr(3, 4, dtype=F32)] * 3, softcap=1e-46),
     "attention: `softcap` is inf, but must be finite": attention(softcap=np.inf),
     "attention: `window` is -1, but a side reaches 0 or more positions; None is unlimited": attention(window=-1),
     "attention: `window` is (3, -2), but a side reaches": attention(window=(3, -2)),
@@ -193,6 +204,9 @@ VALUES = {
     "attention: `out` overlaps `q` in memory; pass an array of its own": attention(out=Q),
     "attention: `out` overlaps `v` in memory": lambda: cuflash.attention(K, K, V, out=V),
     "attention: `lse_out` has shape (2, 5, 8), but the lse is (2, 8, 5)": attention(lse_out=arr(2, 5, 8)),
+    "attention: `out` overlaps itself in memory (strides (2560, 320, 64, 0))": lambda: cuflash.attention(
+        Q, K, V, out=np.lib.stride_tricks.as_strided(arr(2, 8, 5, 8), (2, 8, 5, 64), (2560, 320, 64, 0))
+    ),
     "attention: `out` is read-only; pass an array that may be written": attention(out=read_only(arr(2, 8, 5, 64))),
     "attention: `workspace` has shape (2, 4), but one axis of bytes is (8,)": attention(workspace=arr(2, 4, dtype=np.uint8)),
     "attention_backward: `dout` has shape (2, 8, 5, 7), but the output is (2, 8, 5, 64)": backward(dout=arr(2, 8, 5, 7)),
@@ -213,6 +227,7 @@ VALUES = {
     "decode: `splits` is 0, but the keys are cut into 1 part or more": decode(splits=0),
     "decode: `cache.lengths` holds 9, but must lie in 0..8": decode(lengths=9),
     "decode: `cache.lengths` holds -1, but must lie in 0..8": decode(lengths=-1),
+    "decode: `cache.lengths` has shape (3,), but (b,) of the cache is (2,)": decode(replaced=np.zeros(3, int)),
     "decode: `bias` has 2 keys on its last axis, but the longest sequence of `cache` has 3": decode(bias=arr(2)),
     "decode: `bias` has shape (3, 1, 5), which does not broadcast to (b, hq, lq, keys) = (2, 8, 1, 5)": decode(bias=arr(3, 1, 5)),
     "decode: `out` has shape (2, 64), but the output is (2, 8, 64)": decode(out=arr(2, 64)),
@@ -243,8 +258,8 @@ VALUES = {
     "merge: `lses[0]` has shape (8, 5), but outs[0] without its last axis is (2, 8, 5)": lambda: cuflash.merge([Q], [LSE[0]]),
     "merge: `axis` is 3, but `outs` has shape (2, 8, 5, 64)": lambda: cuflash.merge(Q, LSE, axis=3),
     "merge: `axis` is 1, but `outs` is a sequence: its parts are already apart": lambda: cuflash.merge([Q], [LSE], axis=1),
-    "Alibi: `slopes` must be one axis of finite numbers, got shape (1, 2)": lambda: Alibi([[1.0, 2.0]]),
-    "Alibi: `slopes` must be one axis of finite numbers": lambda: Alibi([np.nan]),
+    "Alibi: `slopes` must have one axis (hq,), got shape (1, 2)": lambda: Alibi([[1.0, 2.0]]),
+    "Alibi: `slopes` must be finite": lambda: Alibi([np.nan]),
     "Window: `left` is -1, but a window reaches 0 or more positions": lambda: masks.Window(-1, 0),
     "explain: no plan is made for 'merge'; only for attention": lambda: cuflash.explain(cuflash.merge, Q, LSE),
 }

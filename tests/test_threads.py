@@ -287,3 +287,35 @@ def test_a_call_while_the_interpreter_closes():
     assert run_python(PRELUDE, "atexit.register(lambda: print(call() == expected))") == "True"
     last_words = "threading._register_atexit(lambda: print(call() == expected))"
     assert run_python(PRELUDE, last_words) == "True"
+
+
+INTERRUPTS = """
+import random
+random.seed(0)
+began = time.perf_counter(); call(); one_call = time.perf_counter() - began
+armed = False
+
+def interrupt(*_):
+    global armed
+    if armed:
+        armed = False
+        raise KeyboardInterrupt
+
+signal.signal(signal.SIGALRM, interrupt)
+for _ in range(300):
+    try:
+        armed = True
+        signal.setitimer(signal.ITIMER_REAL, random.random() * 2 * one_call + 2e-5)
+        while armed:
+            call()
+    except KeyboardInterrupt:
+        pass
+    armed = False
+    assert call() == expected
+"""
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no interval timers here")
+def test_calls_go_on_after_interrupts_at_any_moment():
+    """An interrupt must not leave a lock held or a helper at work: the next call would wait for ever or be wrong."""
+    assert run_python(PRELUDE, INTERRUPTS, "print('done')") == "done"

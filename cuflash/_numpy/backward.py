@@ -15,10 +15,10 @@ import numpy as np
 from cuflash._device import cpu_device
 from cuflash._numpy import threads
 from cuflash._numpy.bias_gradient import BiasGradient
-from cuflash._numpy.forward import empty_like, probabilities, row_shift, tiles, walk_batch
+from cuflash._numpy.forward import empty_like, probabilities, tiles, walk_batch
 from cuflash._numpy.scores import Block, QueryBlock, as_operand, visible_keys
 from cuflash._plan import CpuBackwardPlan, make_backward_plan
-from cuflash._problem.attention import Backward, Operands, Problem
+from cuflash._problem.attention import Backward, Operands, Problem, own_batch
 
 Array = Any
 
@@ -27,7 +27,7 @@ def backward(given: Backward) -> tuple[Array, Array, Array, Array | None, Array 
     """dq, dk, dv, dbias and dsinks in the shapes and dtypes of the operands; None for what was not given."""
     problem = given.call.problem
     plan = make_backward_plan(problem, cpu_device())
-    grads = _Gradients(problem, plan)
+    grads = _Gradients(given, problem, plan)
     delta = np.einsum("...d,...d->...", given.dout, given.out, dtype=problem.accumulator)
     if given.dlse is not None:
         delta -= given.dlse
@@ -63,22 +63,30 @@ class _Owned(NamedTuple):
 class _Gradients:
     """Where the threads write: each element by one chain alone."""
 
-    def __init__(self, problem: Problem, plan: CpuBackwardPlan) -> None:
+    def __init__(self, given: Backward, problem: Problem, plan: CpuBackwardPlan) -> None:
         p, dtype = problem, problem.accumulator
         self.dq = np.zeros((plan.parts, *p.batch, p.hq, p.lq, p.d), dtype)
-        self.dk = np.zeros((*p.batch, p.hk, p.lk, p.d), dtype)
-        self.dv = np.zeros((*p.batch, p.hk, p.lk, p.dv), dtype)
+        self.dk, self.dv = (
+            np.zeros((*own_batch(given.call.canonical(array), p.batch), p.hk, p.lk, dim), dtype)
+            for array, dim in ((given.k, p.d), (given.v, p.dv))
+        )
         self.bias = BiasGradient(problem, plan.parts) if problem.bias is not None else None
 
     def chains(self, problem: Problem, plan: CpuBackwardPlan) -> list[list[_Owned]]:
-        """Runs of batch entries and key/value heads, together where they write the same slice of the bias gradient."""
+        """Runs of batch entries and key/value heads, together where they write the same slice of a gradient."""
         runs = tiles(slice(0, problem.hk), max(1, plan.heads // problem.group) if problem.group else 1)
         together: dict[Any, list[_Owned]] = {}
         for entry, entries in walk_batch(problem, plan.entries):
             for run in runs:
-                slot = (entry, run.start) if self.bias is None else self.bias.slot(entry, run.start)
+                slot = self._slot(problem, entry, run.start)
                 together.setdefault(slot, []).append(_Owned(entry, entries, run))
         return list(together.values())
+
+    def _slot(self, problem: Problem, entry: tuple[int, ...], kv_head: int) -> tuple[int, ...]:
+        """Equal for those that write the same elements."""
+        shared = self.bias.shared if self.bias else (False,) * (len(entry) + 1)
+        shared = tuple(one or size == 1 for one, size in zip(shared, (*problem.kv_batch, 0)))
+        return tuple(0 if one else i for one, i in zip(shared, (*entry, kv_head)))
 
 
 class _Scratch(NamedTuple):
@@ -115,14 +123,16 @@ class _Worker:
         dtype, shape = queries.dtype, queries.q.shape[:-1]
         dout = self.given.dout[block.place].astype(dtype, order="C").reshape(*shape, self.problem.dv)
         delta = self.delta[block.place].reshape(*shape, 1)
-        shift = row_shift(self.given.lse[block.place], queries)
+        shift = self.given.lse[block.place].reshape(*shape, 1)
+        shift = np.where(shift == -np.inf, dtype(np.inf), shift)  # no key was seen: exp(score - inf) is 0
         dq = np.zeros(queries.q.shape, dtype)
-        dk, dv = (array[(*block.batch, kv_heads)] for array in (self.grads.dk, self.grads.dv))
+        dk, dv = (array[(*_within(block.batch, array.shape), kv_heads)] for array in (self.grads.dk, self.grads.dv))
         for keys in tiles(block.keys, self.plan.kv_tile):
             k, v = (as_operand(array[..., keys, :], dtype) for array in (queries.k, queries.v))
             ds, p = self._tile(queries, block, keys, k, v, dout, shift, delta, part)
-            dv[..., keys, :] += p.swapaxes(-1, -2) @ dout
-            dk[..., keys, :] += ds.swapaxes(-1, -2) @ queries.q
+            for target, product in ((dv, p.swapaxes(-1, -2) @ dout), (dk, ds.swapaxes(-1, -2) @ queries.q)):
+                here = target[..., keys, :]
+                here += sum_to(product, here.shape)
             dq += ds @ k
         target = self.grads.dq[part][block.place]
         target[...] = dq.reshape(target.shape)
@@ -155,6 +165,11 @@ def _sink_gradient(sinks: Array, lse: Array, delta: Array, problem: Problem) -> 
     share = np.exp(logits - np.where(np.isneginf(lse), np.inf, lse))
     but_heads = (*range(len(problem.batch)), -1)
     return (-share * delta).sum(axis=but_heads).astype(sinks.dtype, copy=False)
+
+
+def _within(batch: tuple[int | slice, ...], shape: tuple[int, ...]) -> tuple[int | slice, ...]:
+    """An index of batch axes for an array of `shape`, which may have 1 where it is broadcast."""
+    return tuple(i if size != 1 else 0 if isinstance(i, int) else slice(0, 1) for i, size in zip(batch, shape))
 
 
 def _shaped(total: Array, operand: Array, form: str) -> Array:

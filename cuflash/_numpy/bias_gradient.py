@@ -37,11 +37,10 @@ class BiasGradient:
                 parts = 1  # the parts write different keys
         self._sums = np.zeros((parts, *self._shape), problem.accumulator)
 
-    def slot(self, entry: tuple[int, ...], kv_head: int) -> Any:
-        """Equal for those (batch entry, key/value head) pairs that write the same elements."""
-        if self._in_place:
-            return tuple(0 if size == 1 else i for i, size in zip((*entry, kv_head), self._shape))
-        return (*entry, kv_head)
+    @property
+    def shared(self) -> tuple[bool, ...]:
+        """For each batch axis and the heads, whether all along it write the same elements."""
+        return tuple(self._in_place and size == 1 for size in self._shape[:-2])
 
     def add(self, ds: Array, block: Block, keys: slice, part: int) -> None:
         """Take in the score gradients (..., heads, rows, keys) of a block of one batch entry at `keys`."""

@@ -37,7 +37,7 @@ def forward(call: Call) -> tuple[Array, Array]:
     return out, lse
 
 
-decode = forward
+decode = forward  # the parts come from the plan, the lengths from the operands
 
 
 def empty_like(like: Array, shape: tuple[int, ...]) -> Array:
@@ -48,40 +48,43 @@ def empty_like(like: Array, shape: tuple[int, ...]) -> Array:
 def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) -> None:
     """Fill out (*batch, hq, lq, dv) and lse (*batch, hq, lq)."""
     plan = make_plan(problem, cpu_device())
-    dtype = problem.accumulator
     blocks = walk(problem, operands, plan)
     blocks.sort(key=lambda block: block.keys.start - block.keys.stop)  # the longest first
     work = [part for block in blocks for part in _cut(plan, block)]
 
     def make_worker() -> Any:
-        scratch = np.empty(plan.score_tile, dtype)
+        scratch = np.empty(plan.score_tile, problem.accumulator)
 
         def worker(item: tuple[Block, int, _Merger | None]) -> None:
             block, part, merger = item
-            queries = QueryBlock(problem, operands, block)
-            state = None
-            for keys in tiles(block.keys, plan.kv_tile):
-                k, v = (as_operand(array[..., keys, :], dtype) for array in (queries.k, queries.v))
-                scores = queries.scores(k, keys, scratch)
-                if state is None:
-                    state = OnlineSoftmax.of_tile(scores, v)
-                else:
-                    state.step(scores, v)
-            state = state or OnlineSoftmax(queries.q.shape[:-1], problem.dv, dtype)
+            state = _attend(QueryBlock(problem, operands, block), tiles(block.keys, plan.kv_tile), scratch)
             whole = merger.add(part, state) if merger else state
             if whole:
-                _finish(whole, block, operands, out, lse)
+                _add_sinks(whole, operands.sinks, block)
+                whole.finish(out[block.place], lse[block.place])
 
         return worker
 
     threads.run(work, make_worker, plan.threads)
 
 
-def _finish(state: OnlineSoftmax, block: Block, operands: Operands, out: Array, lse: Array) -> None:
-    if operands.sinks is not None:
-        logits = operands.sinks[block.heads].astype(state.total.dtype)
+def _attend(queries: QueryBlock, key_tiles: list[slice], scratch: Array) -> OnlineSoftmax:
+    """The running softmax of a block after all of some tiles of keys."""
+    state = None
+    for keys in key_tiles:
+        k, v = (as_operand(array[..., keys, :], queries.dtype) for array in (queries.k, queries.v))
+        scores = queries.scores(k, keys, scratch)
+        if state is None:
+            state = OnlineSoftmax.of_tile(scores, v)
+        else:
+            state.step(scores, v)
+    return state or OnlineSoftmax(queries.q.shape[:-1], queries.v.shape[-1], queries.dtype)
+
+
+def _add_sinks(state: OnlineSoftmax, sinks: Array | None, block: Block) -> None:
+    if sinks is not None:
+        logits = sinks[block.heads].astype(state.total.dtype)
         state.add_sinks(np.repeat(logits, block.rows.stop - block.rows.start).reshape(state.total.shape[-3:]))
-    state.finish(out[block.place], lse[block.place])
 
 
 def walk(problem: Problem, operands: Operands, plan: CpuPlan) -> list[Block]:
@@ -144,27 +147,30 @@ class _Merger:
 
 
 def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
-    """The softmax itself, (..., hq, lq, lk): one pass for the lse, one to write exp(score - lse)."""
+    """The softmax itself, (..., hq, lq, lk): one walk for the maximum and sum of each row, one to write the weights.
+
+    Not exp(score - lse): the rounding of the lse would be a relative error of every weight in its row.
+    """
     problem, operands = call.problem, call.operands
     if out is None:
         out = np.empty(shape, call.like.dtype)
     out[...] = 0
     filled = out[None] if out.ndim == 2 else out
-    lse = np.empty(filled.shape[:-1], problem.accumulator)
-    run_forward(problem, operands, np.empty((*lse.shape, 0), problem.accumulator), lse)
-
     plan = make_plan(problem, cpu_device())
-    dtype = problem.accumulator
 
     def make_worker() -> Any:
-        scratch = np.empty(plan.score_tile, dtype)
+        scratch = np.empty(plan.score_tile, problem.accumulator)
 
         def worker(block: Block) -> None:
             queries = QueryBlock(problem, operands, block)
-            shift = row_shift(lse[block.place], queries)
-            for keys in tiles(block.keys, plan.kv_tile):
-                scores = queries.scores(as_operand(queries.k[..., keys, :], dtype), keys, scratch)
-                probabilities(scores, shift)
+            key_tiles = tiles(block.keys, plan.kv_tile)
+            state = _attend(queries, key_tiles, scratch)
+            _add_sinks(state, operands.sinks, block)
+            share = np.divide(1, state.total, out=np.zeros_like(state.total), where=state.total != 0)
+            for keys in key_tiles:
+                scores = queries.scores(as_operand(queries.k[..., keys, :], queries.dtype), keys, scratch)
+                probabilities(scores, state.maximum)
+                scores *= share
                 target = filled[(*block.place, keys)]
                 target[...] = scores.reshape(target.shape)
 
@@ -174,16 +180,7 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
     return out
 
 
-def row_shift(lse: Array, queries: QueryBlock) -> Array:
-    """The lse of a block's rows, shaped as its scores are: (..., hk, rows, 1).
-
-    +inf where no key was seen, so that exp(score - lse) is 0.
-    """
-    shift = lse.reshape(*queries.q.shape[:-1], 1)
-    return np.where(shift == -np.inf, lse.dtype.type(np.inf), shift)
-
-
 def probabilities(scores: Array, shift: Array) -> None:
-    """Scores to exp(score - lse), in place."""
+    """Scores to exp(score - shift), in place."""
     np.subtract(scores, shift, out=scores)
     np.exp(scores, out=scores)

@@ -10,8 +10,10 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable
-from contextlib import suppress
+from queue import SimpleQueue
 from typing import Any, TypeVar
+
+import numpy as np
 
 Block = TypeVar("Block")
 
@@ -104,8 +106,35 @@ def _set_threads(libraries: list[Any] | None, *threads: int) -> list[int]:
 one_thread_blas = _OneThreadBlas(_find_blas)
 
 
+class _Job:
+    """Work for one helper: begun by a thread of the pool, or taken back by the caller before that."""
+
+    def __init__(self, work: Callable[[], None]) -> None:
+        self._work = work
+        self._claim = threading.Lock()
+        self._outcome: SimpleQueue[BaseException | None] = SimpleQueue()
+
+    def __call__(self) -> None:
+        if not self._claim.acquire(blocking=False):
+            return
+        error: BaseException | None = None
+        try:
+            self._work()
+        except BaseException as raised:
+            error = raised
+        self._outcome.put(error)
+
+    def finish(self) -> BaseException | None:
+        """Take the job back if nobody has begun it, else wait for its end; returns what it raised."""
+        return None if self._claim.acquire(blocking=False) else self._outcome.get()
+
+
 class _Pool:
-    """A thread pool of at least as many workers as were ever asked for, made when first needed."""
+    """Threads that take jobs off one queue; as many as were ever asked for, started when first needed.
+
+    concurrent.futures would do, but for Ctrl-C: an interrupt inside one of its locks, which are written in Python,
+    leaves that lock held and the next call waiting for ever. `SimpleQueue` and `Lock` are single steps to an interrupt.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -113,23 +142,26 @@ class _Pool:
 
     def reset_after_fork(self) -> None:
         """The child has none of the parent's threads."""
-        self._executor: Any = None
-        self._workers = 0
+        self._threads = 0
+        self._jobs: SimpleQueue[_Job] = SimpleQueue()
 
-    def submit(self, work: Callable[[], None], helpers: int) -> list[Any]:
-        """Have `helpers` threads run `work`; fewer or none if the system or a closing interpreter refuses them."""
-        from concurrent.futures import ThreadPoolExecutor
-
-        futures: list[Any] = []
+    def submit(self, job: _Job, helpers: int) -> None:
+        """Put a job where one of at least `helpers` threads takes it, if the system has granted any."""
         with self.lock:
-            if self._workers < helpers:
-                if self._executor is not None:
-                    self._executor.shutdown(wait=False)
-                self._executor = ThreadPoolExecutor(helpers, "cuflash", one_thread_blas.limit_pool_thread)
-                self._workers = helpers
-            with suppress(RuntimeError):
-                futures.extend(self._executor.submit(work) for _ in range(helpers))
-        return futures
+            while self._threads < helpers:
+                thread = threading.Thread(target=_serve, args=(self._jobs,), name="cuflash", daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError:  # no more threads, or the interpreter is closing
+                    break
+                self._threads += 1
+        self._jobs.put(job)
+
+
+def _serve(jobs: SimpleQueue[_Job]) -> None:
+    one_thread_blas.limit_pool_thread()
+    while True:
+        jobs.get()()
 
 
 _pool = _Pool()
@@ -163,36 +195,42 @@ def run(blocks: Iterable[Block], make_worker: Callable[[], Callable[[Block], Non
     Blocks are taken in order by whoever is free, so put the longest first. The first exception ends the work and is
     raised here once every thread has stopped. `threads` = 0 is for tiny work: this thread, and BLAS is not held.
     """
-    if threads == 0:
-        worker = make_worker()
-        for block in blocks:
-            worker(block)
-        return
     queue = deque(blocks)
-    with one_thread_blas:
-        _run_queue(queue, make_worker, min(threads, len(queue)) - 1)
+    # Probabilities underflow by design; other floating-point errors are the caller's to choose, whoever runs a block.
+    settings = np.geterr() | {"under": "ignore"}
 
-
-def _run_queue(queue: deque[Block], make_worker: Callable[[], Callable[[Block], None]], helpers: int) -> None:
     def work() -> None:
-        worker = make_worker()
-        try:
-            while True:
-                try:
-                    block = queue.popleft()
-                except IndexError:
-                    return
-                worker(block)
-        except BaseException:
-            queue.clear()
-            raise
+        with np.errstate(**settings):
+            worker = make_worker()
+            try:
+                while True:
+                    try:
+                        block = queue.popleft()
+                    except IndexError:
+                        return
+                    worker(block)
+            except BaseException:
+                queue.clear()
+                raise
 
-    futures = _pool.submit(work, helpers) if helpers > 0 else []
+    if threads == 0:
+        work()
+        return
+    with one_thread_blas:
+        _share(work, queue, min(threads, len(queue)) - 1)
+
+
+def _share(work: Callable[[], None], queue: deque[Any], helpers: int) -> None:
+    """Work here and in helpers, and leave no helper at work; raise what the first of them raised."""
+    jobs: list[_Job] = []
     try:
+        for _ in range(helpers):
+            jobs.append(_Job(work))
+            _pool.submit(jobs[-1], helpers)
         work()
     finally:
-        running = [future for future in futures if not future.cancel()]
-        errors = [future.exception() for future in running]
+        queue.clear()
+        errors = [job.finish() for job in jobs]
     for error in errors:
         if error is not None:
             raise error

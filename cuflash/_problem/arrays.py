@@ -48,12 +48,19 @@ def _type_name(kind: type) -> str:
 
 
 def same_library(function: str, first: str, **arrays: Array) -> str:
-    """All arrays (None is skipped) must belong to the library of the one named `first`."""
+    """All arrays must belong to the library of the one named `first`; its name is returned."""
     home = library(function, first, arrays[first])
+    for name, array in arrays.items():
+        if library(function, name, array) != home:
+            check_library(function, name, array, home, first)
+    return home
+
+
+def check_optional(function: str, home: str, first: str, **arrays: Any) -> None:
+    """Each array that is not None must belong to the library `home` of the one named `first`."""
     for name, array in arrays.items():
         if array is not None:
             check_library(function, name, array, home, first)
-    return home
 
 
 def check_library(function: str, name: str, array: Array, home: str, first: str = "q") -> None:
@@ -92,11 +99,11 @@ def known_float(dtype: np.dtype[Any]) -> str | None:
 
 
 def same_float(function: str, first: str, **arrays: Array) -> str:
-    """All arrays (None is skipped) must have the dtype of the one named `first`; returns its name."""
+    """All arrays must have the dtype of the one named `first`; returns its name."""
     name = float_name(function, first, arrays[first])
     dtype = arrays[first].dtype
     for other, array in arrays.items():
-        if array is not None and array.dtype != dtype:
+        if array.dtype != dtype:
             float_name(function, other, array)
             raise TypeError(
                 f"{function}: `{other}` has dtype {array.dtype}, but `{first}` has {dtype}; "
@@ -126,6 +133,8 @@ def check_output(
         raise TypeError(f"{function}: `{name}` has dtype {array.dtype}, but must be {np.dtype(dtype)}")
     if not array.flags.writeable:
         raise ProblemError(f"{function}: `{name}` is read-only; pass an array that may be written")
+    if any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape)):
+        raise ProblemError(f"{function}: `{name}` overlaps itself in memory (strides {array.strides})")
     for other, given in inputs.items():
         if given is not None and _overlap(array, given):
             raise ProblemError(f"{function}: `{name}` overlaps `{other}` in memory; pass an array of its own")

@@ -36,6 +36,7 @@ class Problem(NamedTuple):
     sinks: bool
     kv_lengths: bool
     ragged: bool  # offsets or lengths differ between batch entries
+    kv_batch: tuple[int, ...]  # `batch`, with 1 where the keys or the values are broadcast
     splits: int | None = None  # parts the keys are cut into, where the caller asks for a number
 
     @property
@@ -99,24 +100,25 @@ def heads_first(array: Array, form: str) -> Array:
 
 
 def attention_call(
-    function: str, q: Array, k: Array, v: Array | None, *, causal: Any = False, window: Any = None, mask: Any = None,
+    function: str, q: Array, k: Array, v: Array, *, causal: Any = False, window: Any = None, mask: Any = None,
     bias: Any = None, scale: Any = None, softcap: Any = None, sinks: Any = None, q_offset: Any = None,
     kv_lengths: Any = None, layout: Any = "bhld", precision: Any = None, out: Any = None, lse_out: Any = None,
     workspace: Any = None, return_lse: Any = False,
 ) -> Call:  # fmt: skip
-    """Check and normalise `attention` and its kin; without `v` the values have width 0."""
-    home = arrays.same_library(function, "q", q=q, k=k, v=v, sinks=sinks, out=out, lse_out=lse_out, workspace=workspace)
+    """Check and normalise `attention` and its kin."""
+    home = arrays.same_library(function, "q", q=q, k=k, v=v)
+    arrays.check_optional(function, home, "q", sinks=sinks, out=out, lse_out=lse_out, workspace=workspace)
     dtype = arrays.same_float(function, "q", q=q, k=k, v=v)
     form = options.read_layout(function, layout)
     options.read_precision(function, precision)
     wanted = options.read_flag(function, "return_lse", return_lse)
     dims, form = _match_heads(function, q, k, v, form)
     hq, lq, lk, d = dims["hq"], dims["lq"], dims["lk"], dims["d"]
-    dv = dims.get("dv", 0)
+    dv = dims["dv"]
 
     flat = form == "flat"
     q4, k4 = heads_first(q, form), heads_first(k, form)
-    v4 = k4[..., :0] if v is None else heads_first(v, form)
+    v4 = heads_first(v, form)
     batch = match_batch(function, q=q4.shape[:-3], k=k4.shape[:-3], v=v4.shape[:-3])
     out_shape = (lq, dv) if flat else batch + ((lq, hq, dv) if form == "blhd" else (hq, lq, dv))
     lse_shape = (lq,) if flat else (*batch, hq, lq)
@@ -135,10 +137,11 @@ def attention_call(
     if flat:
         operands = operands._replace(mask=_add_head(operands.mask), bias=_add_head(operands.bias))
     problem = Problem(
-        function, dtype, batch, hq, dims["hk"], lq, lk, d, dv, options.read_scale(function, scale, d),
-        options.read_softcap(function, softcap), left, right, operands.mask is not None,
+        function, dtype, batch, hq, dims["hk"], lq, lk, d, dv, options.read_scale(function, scale, d, dtype),
+        options.read_softcap(function, softcap, dtype), left, right, operands.mask is not None,
         None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None,
         kv_lengths is not None, type(operands.q_offset) is not int or type(operands.kv_lengths) is not int,
+        tuple(map(min, own_batch(k4, batch), own_batch(v4, batch))),
     )  # fmt: skip
     if out is not None or lse_out is not None or workspace is not None:
         given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}
@@ -153,12 +156,15 @@ _AXES = {  # the trailing axes of q, k, v
 }
 
 
-def _match_heads(function: str, q: Array, k: Array, v: Array | None, form: str) -> tuple[dict[str, int], str]:
+def _match_heads(function: str, q: Array, k: Array, v: Array, form: str) -> tuple[dict[str, int], str]:
     """Sizes by letter, and the form: "flat" if all arrays have two axes, else the layout."""
-    given = [(name, array.shape) for name, array in (("q", q), ("k", k), ("v", v)) if array is not None]
+    given = [("q", q.shape), ("k", k.shape), ("v", v.shape)]
     if all(len(shape) == 2 for _, shape in given):
         form = "flat"
     else:
+        for name, shape in given:
+            if len(shape) < 2:
+                raise ProblemError(f"{function}: `{name}` must have 2 axes or more, got shape {shape}")
         for name, shape in given:
             if len(shape) < 3:
                 other, other_shape = max(given, key=lambda item: len(item[1]))
@@ -179,6 +185,12 @@ def _match_heads(function: str, q: Array, k: Array, v: Array | None, form: str) 
 
 def _expand(array: Array, batch: tuple[int, ...]) -> Array:
     return array if array.shape[:-3] == batch else np.broadcast_to(array, batch + array.shape[-3:])
+
+
+def own_batch(array: Array, batch: tuple[int, ...]) -> tuple[int, ...]:
+    """The batch axes of an array (..., heads, length, dim) before broadcasting, as many as `batch` has."""
+    own: tuple[int, ...] = array.shape[:-3]
+    return (1,) * (len(batch) - len(own)) + own
 
 
 def _add_head(array: Array | None) -> Array | None:
@@ -271,7 +283,8 @@ def backward_call(
     """Check and normalise `attention_backward`; `given` are attention's options."""
     options.read_flag(function, "deterministic", deterministic)
     call = attention_call(function, q, k, v, **given)
-    arrays.same_library(function, "q", q=q, dout=dout, out=out, lse=lse, dlse=dlse)
+    home = arrays.same_library(function, "q", q=q, dout=dout, out=out, lse=lse)
+    arrays.check_optional(function, home, "q", dlse=dlse)
     arrays.same_float(function, "q", q=q, dout=dout, out=out)
     match_exact(function, "dout", dout.shape, call.out_shape, "the output")
     match_exact(function, "out", out.shape, call.out_shape, "the output")
@@ -293,10 +306,11 @@ def backward_call(
 
 def weights_call(function: str, q: Array, k: Array, *, out: Any = None, **given: Any) -> tuple[Call, tuple[int, ...]]:
     """Check and normalise `attention_weights`; also the shape of the weights, (..., hq, lq, lk)."""
-    call = attention_call(function, q, k, None, **given)
+    home = arrays.same_library(function, "q", q=q, k=k)
+    arrays.check_optional(function, home, "q", out=out)
+    call = attention_call(function, q, k, k[..., :0] if k.ndim else k, **given)  # values of width 0
     shape = (*call.lse_shape, call.problem.lk)
     if out is not None:
-        arrays.same_library(function, "q", q=q, out=out)
         inputs = {"q": q, "k": k, "mask": call.operands.mask, "bias": call.operands.bias, "sinks": given.get("sinks")}
         arrays.check_output(function, "out", out, shape, _SCORES, q.dtype, **inputs)
     return call, shape

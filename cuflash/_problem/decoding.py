@@ -24,8 +24,9 @@ def decode_call(
     for name in ("k", "v", "lengths"):
         if not hasattr(cache, name):
             raise TypeError(f"{function}: `cache` must be a KVCache, got {type(cache).__name__}")
-    home = arrays.same_library(function, "q", q=q, cache=cache.k, sinks=sinks, out=out)
-    dtype = arrays.same_float(function, "q", q=q, cache=cache.k)
+    home = arrays.same_library(function, "q", q=q, cache=cache.k)
+    arrays.check_optional(function, home, "q", sinks=sinks, out=out)
+    dtype = arrays.same_float(function, "cache", **{"cache": cache.k, "cache.v": cache.v, "q": q})
     form = options.read_layout(function, layout)
     if q.ndim not in (3, 4):
         raise ProblemError(
@@ -39,6 +40,7 @@ def decode_call(
     if dims["hk"] == 0 or hq % dims["hk"]:
         raise ProblemError(f"{function}: `cache` has hk={dims['hk']} heads, which does not divide hq={hq} of `q`")
     rows = _read_rows(function, seqs, b, cache.k.shape[0])
+    _check_lengths_array(function, cache)
     lengths = cache.lengths if rows is None else cache.lengths[rows]
     if validate is None or options.read_flag(function, "validate", validate):
         _check_lengths(function, lengths, dims["capacity"])
@@ -52,14 +54,15 @@ def decode_call(
     )  # fmt: skip
     problem = Problem(
         function, dtype, (b,), hq, dims["hk"], lq, dims["capacity"], dims["d"], v.shape[-1],
-        options.read_scale(function, scale, dims["d"]), options.read_softcap(function, softcap), left, right,
-        operands.mask is not None,
-        None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None, True, True,
+        options.read_scale(function, scale, dims["d"], dtype), options.read_softcap(function, softcap, dtype),
+        left, right, operands.mask is not None,
+        None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None, True, True, (b,),
         _read_splits(function, splits),
     )  # fmt: skip
     out_shape = (*q.shape[:-1], v.shape[-1])
     if out is not None:
-        inputs = {"q": q, "cache": cache.k, "cache.v": cache.v, "sinks": sinks, "bias": operands.bias}
+        inputs = {"q": q, "cache": cache.k, "cache.v": cache.v, "cache.lengths": cache.lengths, "sinks": sinks,
+                  "bias": operands.bias}  # fmt: skip
         arrays.check_output(function, "out", out, out_shape, "the output", q.dtype, **inputs)
     lse_shape = (b, hq) if form == "token" else (b, hq, lq)
     wanted = options.read_flag(function, "return_lse", return_lse)
@@ -91,6 +94,14 @@ def _read_rows(function: str, seqs: Any, b: int, batch: int) -> Array | None:
     if wrong.size:
         raise ProblemError(f"{function}: `seqs` names row {int(wrong[0])}, but the cache has rows 0 to {batch - 1}")
     return rows.astype(np.intp)
+
+
+def _check_lengths_array(function: str, cache: Any) -> None:
+    """`lengths` is an attribute that users may write: still integers, one for each row."""
+    arrays.library(function, "cache.lengths", cache.lengths)
+    if cache.lengths.dtype.kind not in "iu":
+        raise TypeError(f"{function}: `cache.lengths` must hold integers, got dtype {cache.lengths.dtype}")
+    match_exact(function, "cache.lengths", cache.lengths.shape, cache.k.shape[:1], "(b,) of the cache")
 
 
 def _check_lengths(function: str, lengths: Array, capacity: int) -> None:
@@ -183,7 +194,7 @@ def append_call(cache: Any, k: Array, v: Array, seqs: Any, lengths: Any, layout:
     """Check and normalise `KVCache.append`; nothing is said yet about room."""
     function = "KVCache.append"
     home = arrays.same_library(function, "k", k=k, v=v, cache=cache.k)
-    arrays.same_float(function, "cache", cache=cache.k, k=k, v=v)
+    arrays.same_float(function, "cache", **{"cache": cache.k, "cache.v": cache.v, "k": k, "v": v})
     form = options.read_layout(function, layout)
     for name, array in (("k", k), ("v", v)):
         if array.ndim != 4:
@@ -200,6 +211,7 @@ def append_call(cache: Any, k: Array, v: Array, seqs: Any, lengths: Any, layout:
     rows = _read_rows(function, seqs, dims["b"], cache.batch)
     if rows is not None:
         _check_distinct(function, "seqs", rows)
+    _check_lengths_array(function, cache)
     _check_lengths(function, cache.lengths, cache.capacity)
     counts: Any = dims["l"]
     if lengths is not None:
@@ -227,7 +239,8 @@ def truncate_call(cache: Any, seq: Any, length: Any) -> tuple[Array, Array]:
     if seq is None:
         rows = np.arange(cache.batch)
     else:
-        given = seq if isinstance(seq, (list, tuple, np.ndarray)) else [options.read_integer(function, "seq", seq)]
+        several = isinstance(seq, (list, tuple)) or (isinstance(seq, np.ndarray) and seq.ndim > 0)
+        given = seq if several else [options.read_integer(function, "seq", seq)]
         rows = np.asarray(given, dtype=None if len(given) else np.intp)
         if rows.dtype.kind not in "iu" or rows.ndim != 1:
             raise TypeError(f"{function}: `seq` must be a row, rows, or None for all, got {seq!r}")

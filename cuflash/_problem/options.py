@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import isfinite, sqrt
+from math import inf, isfinite, sqrt
 from numbers import Real
 from operator import index
 from typing import Any
@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from cuflash import masks
-from cuflash._problem.arrays import Array, check_library
+from cuflash._problem.arrays import Array, check_library, lse_dtype
 from cuflash._problem.match import match_broadcast
 from cuflash.errors import ProblemError, UnsupportedError
 
@@ -39,7 +39,10 @@ def read_number(function: str, name: str, value: Any) -> float:
     if type(value) is not float:
         if isinstance(value, (bool, np.bool_)) or not isinstance(value, Real):
             raise TypeError(f"{function}: `{name}` must be a real number of Python or NumPy, got {_said(value)}")
-        value = float(value)
+        try:
+            value = float(value)
+        except OverflowError:
+            value = inf
     if not isfinite(value):
         raise ProblemError(f"{function}: `{name}` is {value}, but must be finite")
     return value
@@ -54,21 +57,33 @@ def read_flag(function: str, name: str, value: Any) -> bool:
     raise TypeError(f"{function}: `{name}` must be True or False, got {_said(value)}")
 
 
-def read_scale(function: str, scale: Any, d: int) -> float:
-    """`scale`, by default 1/sqrt(d)."""
+def read_scale(function: str, scale: Any, d: int, dtype: str) -> float:
+    """`scale`, by default 1/sqrt(d), within the range of the arithmetic."""
     if scale is None:
         return 1.0 / sqrt(d) if d else 1.0
-    return read_number(function, "scale", scale)
+    factor = read_number(function, "scale", scale)
+    if abs(factor) > _number_range(dtype)[1]:
+        raise ProblemError(f"{function}: `scale` is {factor}, beyond the numbers that {dtype} is computed in")
+    return factor
 
 
-def read_softcap(function: str, softcap: Any) -> float | None:
-    """A positive cap, or None."""
+def read_softcap(function: str, softcap: Any, dtype: str) -> float | None:
+    """A positive cap within the range of the arithmetic, or None."""
     if softcap is None:
         return None
     cap = read_number(function, "softcap", softcap)
     if cap <= 0:
         raise ProblemError(f"{function}: `softcap` is {cap}, but must be positive; None caps nothing")
+    least, most = _number_range(dtype)
+    if not least <= cap <= most:
+        raise ProblemError(f"{function}: `softcap` is {cap}, beyond the numbers that {dtype} is computed in")
     return cap
+
+
+def _number_range(dtype: str) -> tuple[float, float]:
+    """The least normal and the largest number of the arithmetic for a dtype."""
+    info = np.finfo(lse_dtype(dtype))
+    return float(info.tiny), float(info.max)
 
 
 def read_precision(function: str, precision: Any) -> None:
@@ -128,7 +143,7 @@ def read_integers(
         check_library(function, name, value, home)
         values = value
     if values.dtype.kind not in "iu":
-        raise TypeError(f"{function}: `{name}` must hold integers, got dtype {values.dtype}")
+        raise TypeError(f"{function}: `{name}` must hold integers of at most 64 bits, got dtype {values.dtype}")
     _check_range(function, name, values, low, high)
     if values.ndim == 0:
         return int(values)

@@ -35,7 +35,8 @@ def rotary_call(
     function: str, x: Array, positions: Any, *, layout: Any, dim: Any, base: Any, freqs: Any, interleaved: Any, out: Any
 ) -> RotaryCall:
     """Check and normalise `rotary`."""
-    home = arrays.same_library(function, "x", x=x, out=out)
+    home = arrays.same_library(function, "x", x=x)
+    arrays.check_optional(function, home, "x", out=out)
     arrays.float_name(function, "x", x)
     form = options.read_layout(function, layout)
     if x.ndim < 2:
