@@ -36,7 +36,7 @@ def _parser() -> argparse.ArgumentParser:
 
     info = commands.add_parser("info", help="versions, devices and settings, to be pasted into a bug report")
     info.set_defaults(run=_info)
-    selftest = commands.add_parser("selftest", help="check the main functions against their definitions, within seconds")
+    selftest = commands.add_parser("selftest", help="check the main functions against their definitions")
     selftest.set_defaults(run=_selftest)
     warmup = commands.add_parser("warmup", help="prepare what the first call would otherwise prepare; nothing on NumPy")
     warmup.set_defaults(run=_warmup)

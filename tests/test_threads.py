@@ -39,6 +39,7 @@ def make_calls(backend, normal):
 
     whole = arrays((2, 4, 700, 32), (2, 2, 700, 32), (2, 2, 700, 32))
     ragged = arrays((3, 65, 40), (3, 1111, 40), (3, 1111, 24), dtype="float64")
+    small = arrays((3, 90, 2, 7, 32), (3, 90, 1, 80, 32), (3, 90, 1, 80, 32))
     few = arrays((1, 3, 32), (1, 9000, 32), (1, 9000, 32))
     return {
         "many tiles": lambda: cuflash.attention(*whole, causal=True, return_lse=True),
@@ -50,22 +51,27 @@ def make_calls(backend, normal):
         "gradient of a shared bias": gradient((2, 4, 130, 16), (2, 2, 700, 16), bias=(130, 700)),
         "gradient of a row bias": gradient((2, 4, 130, 16), (2, 2, 2100, 16), bias=(4, 1, 2100)),
         "gradient of a column bias": gradient((1, 2, 130, 16), (1, 1, 2100, 16), bias=(130, 1)),
+        "gradient of shared keys": gradient((6, 2, 300, 16), (2, 500, 16)),
+        "many small entries": lambda: cuflash.attention(*small, causal=True, return_lse=True),
         "decode": decoded(3, 2500, 8),
         "decode one": decoded(1, 5000, 4),
     }
 
 
 NAMES = [
-    *[
-        "many tiles",
-        "odd tiles",
-        "few queries",
-        "weights",
-        "gradient",
-        "gradient in parts",
-        "gradient of a shared bias",
-    ],
-    *["gradient of a row bias", "gradient of a column bias", "decode", "decode one"],
+    "many tiles",
+    "odd tiles",
+    "few queries",
+    "weights",
+    "gradient",
+    "gradient in parts",
+    "gradient of a shared bias",
+    "gradient of a row bias",
+    "gradient of a column bias",
+    "gradient of shared keys",
+    "many small entries",
+    "decode",
+    "decode one",
 ]
 
 
@@ -130,21 +136,27 @@ def test_a_limit_of_the_callers_own_is_kept(count, calls, backend):
         assert set(blas_threads()) == {count}
 
 
-def test_an_error_inside_a_thread_reaches_the_caller(calls, backend, monkeypatch):
+@pytest.mark.parametrize("where", ["everywhere", "in a helper alone"])
+def test_an_error_inside_a_thread_reaches_the_caller(where, calls, backend, monkeypatch):
     """And leaves everything fit for the next call."""
-    scores = numpy_backend_module(backend, "scores")
+    query_block = numpy_backend_module(backend, "scores").QueryBlock
     monkeypatch.setenv("CUFLASH_NUM_THREADS", "3")
     expected, before = bits(backend, calls["many tiles"]), blas_threads()
+    right, caller, failed = query_block.scores, threading.get_ident(), threading.Event()
+
+    def planted(*args):
+        if where == "in a helper alone" and threading.get_ident() == caller:
+            assert failed.wait(timeout=30)
+            return right(*args)
+        failed.set()
+        raise MemoryError("planted")
+
     with monkeypatch.context() as patch:
-        patch.setattr(scores.QueryBlock, "scores", out_of_memory)
+        patch.setattr(query_block, "scores", planted)
         with pytest.raises(MemoryError, match="planted"):
             calls["many tiles"]()
     assert blas_threads() == before
     assert bits(backend, calls["many tiles"]) == expected
-
-
-def out_of_memory(*_):
-    raise MemoryError("planted")
 
 
 def numpy_backend_module(backend, name):
@@ -272,8 +284,24 @@ needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no for
 
 @needs_fork
 def test_a_child_forked_after_a_call_computes():
-    """The pool's threads do not exist in the child; it makes its own."""
+    """The pool's threads do not exist in the child, nor do the locks they held."""
     assert run_python(PRELUDE, FORK, "print(child_is_right() and child_is_right() and call() == expected)") == "True"
+
+
+@needs_fork
+def test_a_forked_child_makes_threads_of_its_own():
+    """Not that it would compute alone for ever."""
+    names = "{thread.name for thread in threading.enumerate() if thread.name.startswith('cuflash')}"
+    fork = f"""
+before_fork = len({names})
+pid = os.fork()
+if pid == 0:
+    signal.alarm(30)
+    in_child = len({names})
+    os._exit(0 if in_child == 0 and call() == expected and len({names}) == before_fork > 0 else 1)
+print(os.waitpid(pid, 0)[1])
+"""
+    assert run_python(PRELUDE, fork) == "0"
 
 
 @needs_fork

@@ -18,7 +18,7 @@ from cuflash._numpy.bias_gradient import BiasGradient
 from cuflash._numpy.forward import empty_like, probabilities, tiles, walk_batch
 from cuflash._numpy.scores import Block, QueryBlock, as_operand, visible_keys
 from cuflash._plan import CpuBackwardPlan, make_backward_plan
-from cuflash._problem.attention import Backward, Operands, Problem, own_batch
+from cuflash._problem.attention import Backward, Operands, Problem, pad_batch
 
 Array = Any
 
@@ -67,7 +67,7 @@ class _Gradients:
         p, dtype = problem, problem.accumulator
         self.dq = np.zeros((plan.parts, *p.batch, p.hq, p.lq, p.d), dtype)
         self.dk, self.dv = (
-            np.zeros((*own_batch(given.call.canonical(array), p.batch), p.hk, p.lk, dim), dtype)
+            np.zeros((*pad_batch(given.call.canonical(array).shape[:-3], p.batch), p.hk, p.lk, dim), dtype)
             for array, dim in ((given.k, p.d), (given.v, p.dv))
         )
         self.bias = BiasGradient(problem, plan.parts) if problem.bias is not None else None

@@ -61,7 +61,8 @@ def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) ->
             whole = merger.add(part, state) if merger else state
             if whole:
                 _add_sinks(whole, operands.sinks, block)
-                whole.finish(out[block.place], lse[block.place])
+                place = block.place
+                whole.finish(out[place], lse[place])
 
         return worker
 

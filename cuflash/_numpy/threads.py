@@ -189,15 +189,25 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
+# Probabilities underflow by design, and the lse of a query that saw no key is log(0). Other floating-point errors are
+# the caller's to choose, whichever thread meets them.
+_EXPECTED: dict[str, Any] = {"under": "ignore", "divide": "ignore"}
+
+
 def run(blocks: Iterable[Block], make_worker: Callable[[], Callable[[Block], None]], threads: int) -> None:
     """Call a worker on every block; each thread makes its own worker, and with it its own scratch memory.
 
     Blocks are taken in order by whoever is free, so put the longest first. The first exception ends the work and is
     raised here once every thread has stopped. `threads` = 0 is for tiny work: this thread, and BLAS is not held.
     """
+    if threads == 0:
+        with np.errstate(**_EXPECTED):
+            worker = make_worker()
+            for block in blocks:
+                worker(block)
+        return
     queue = deque(blocks)
-    # Probabilities underflow by design; other floating-point errors are the caller's to choose, whoever runs a block.
-    settings = np.geterr() | {"under": "ignore"}
+    settings: dict[str, Any] = {**np.geterr(), **_EXPECTED}
 
     def work() -> None:
         with np.errstate(**settings):
@@ -213,9 +223,6 @@ def run(blocks: Iterable[Block], make_worker: Callable[[], Callable[[Block], Non
                 queue.clear()
                 raise
 
-    if threads == 0:
-        work()
-        return
     with one_thread_blas:
         _share(work, queue, min(threads, len(queue)) - 1)
 

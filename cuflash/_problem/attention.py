@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,44 +110,53 @@ def attention_call(
     home = arrays.same_library(function, "q", q=q, k=k, v=v)
     arrays.check_optional(function, home, "q", sinks=sinks, out=out, lse_out=lse_out, workspace=workspace)
     dtype = arrays.same_float(function, "q", q=q, k=k, v=v)
-    form = options.read_layout(function, layout)
+    sizes = _match_shapes(function, q.shape, k.shape, v.shape, options.read_layout(function, layout))
     options.read_precision(function, precision)
     wanted = options.read_flag(function, "return_lse", return_lse)
-    dims, form = _match_heads(function, q, k, v, form)
-    hq, lq, lk, d = dims["hq"], dims["lq"], dims["lk"], dims["d"]
-    dv = dims["dv"]
-
-    flat = form == "flat"
-    q4, k4 = heads_first(q, form), heads_first(k, form)
-    v4 = heads_first(v, form)
-    batch = match_batch(function, q=q4.shape[:-3], k=k4.shape[:-3], v=v4.shape[:-3])
-    out_shape = (lq, dv) if flat else batch + ((lq, hq, dv) if form == "blhd" else (hq, lq, dv))
-    lse_shape = (lq,) if flat else (*batch, hq, lq)
-
     left, right = options.read_span(function, causal, window, mask)
+    form, batch, hq, lk = sizes.form, sizes.batch, sizes.hq, sizes.lk
     operands = Operands(
-        q=_expand(q4, batch), k=_expand(k4, batch), v=_expand(v4, batch),
-        q_offset=lk - lq if q_offset is None else options.read_integers(function, "q_offset", q_offset, batch, home),
+        q=_expand(heads_first(q, form), batch), k=_expand(heads_first(k, form), batch),
+        v=_expand(heads_first(v, form), batch),
+        q_offset=lk - sizes.lq if q_offset is None
+        else options.read_integers(function, "q_offset", q_offset, batch, home),
         kv_lengths=lk if kv_lengths is None
         else options.read_integers(function, "kv_lengths", kv_lengths, batch, home, 0, lk),
-        mask=_read_mask(function, mask, (*lse_shape, lk), home),
-        bias=_read_bias(function, bias, (*lse_shape, lk), home, q.dtype),
+        mask=_read_mask(function, mask, sizes.scores, home),
+        bias=_read_bias(function, bias, sizes.scores, home, q.dtype),
         slopes=read_slopes(function, bias, hq),
         sinks=read_sinks(function, sinks, hq, q.dtype),
     )  # fmt: skip
-    if flat:
+    if form == "flat":
         operands = operands._replace(mask=_add_head(operands.mask), bias=_add_head(operands.bias))
     problem = Problem(
-        function, dtype, batch, hq, dims["hk"], lq, lk, d, dv, options.read_scale(function, scale, d, dtype),
-        options.read_softcap(function, softcap, dtype), left, right, operands.mask is not None,
-        None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None,
-        kv_lengths is not None, type(operands.q_offset) is not int or type(operands.kv_lengths) is not int,
-        tuple(map(min, own_batch(k4, batch), own_batch(v4, batch))),
+        function, dtype, batch, hq, sizes.hk, sizes.lq, lk, sizes.d, sizes.dv,
+        options.read_scale(function, scale, sizes.d, dtype), options.read_softcap(function, softcap, dtype),
+        left, right, operands.mask is not None, None if operands.bias is None else bias.shape, operands.slopes is not None,
+        sinks is not None, kv_lengths is not None,
+        type(operands.q_offset) is not int or type(operands.kv_lengths) is not int, sizes.kv_batch,
     )  # fmt: skip
     if out is not None or lse_out is not None or workspace is not None:
         given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}
-        _check_outputs(function, out, lse_out, workspace, out_shape, lse_shape, q.dtype, dtype, given)
-    return Call(problem, operands, home, q, form, out_shape, lse_shape, wanted, out, lse_out)
+        _check_outputs(function, out, lse_out, workspace, sizes, q.dtype, dtype, given)
+    return Call(problem, operands, home, q, form, sizes.out, sizes.lse, wanted, out, lse_out)
+
+
+class _Shapes(NamedTuple):
+    """All that follows from the shapes of q, k and v."""
+
+    form: str  # as in `Call`
+    batch: tuple[int, ...]
+    kv_batch: tuple[int, ...]
+    hq: int
+    hk: int
+    lq: int
+    lk: int
+    d: int
+    dv: int
+    out: tuple[int, ...]  # shapes as the caller sees them
+    lse: tuple[int, ...]
+    scores: tuple[int, ...]
 
 
 _AXES = {  # the trailing axes of q, k, v
@@ -156,41 +166,52 @@ _AXES = {  # the trailing axes of q, k, v
 }
 
 
-def _match_heads(function: str, q: Array, k: Array, v: Array, form: str) -> tuple[dict[str, int], str]:
-    """Sizes by letter, and the form: "flat" if all arrays have two axes, else the layout."""
-    given = [("q", q.shape), ("k", k.shape), ("v", v.shape)]
-    if all(len(shape) == 2 for _, shape in given):
-        form = "flat"
-    else:
-        for name, shape in given:
-            if len(shape) < 2:
-                raise ProblemError(f"{function}: `{name}` must have 2 axes or more, got shape {shape}")
-        for name, shape in given:
-            if len(shape) < 3:
-                other, other_shape = max(given, key=lambda item: len(item[1]))
-                raise ProblemError(
-                    f"{function}: `{name}` has {len(shape)} axes, but `{other}` has {len(other_shape)} (shapes {shape} "
-                    f"and {other_shape}); two axes are one head only if all arrays have two: "
-                    f"give `{name}` a head axis"
-                )
-    dims = match(function, *((name, shape, axes) for (name, shape), axes in zip(given, _AXES[form])))
-    hq, hk = dims.setdefault("hq", 1), dims.setdefault("hk", 1)
+@lru_cache(maxsize=1024)
+def _match_shapes(function: str, q: tuple[int, ...], k: tuple[int, ...], v: tuple[int, ...], layout: str) -> _Shapes:
+    """Match the shapes of q, k and v."""
+    given = {"q": q, "k": k, "v": v}
+    form = "flat" if all(len(shape) == 2 for shape in given.values()) else layout
+    if form != "flat":
+        _check_axes(function, given)
+    dims = match(function, *((name, shape, axes) for (name, shape), axes in zip(given.items(), _AXES[form])))
+    hq, hk, lq, lk = dims.get("hq", 1), dims.get("hk", 1), dims["lq"], dims["lk"]
     if (hq % hk if hk else hq) != 0:
         raise ProblemError(
             f"{function}: `k` has hk={hk} heads, which does not divide hq={hq} of `q` "
-            f"(shapes {k.shape} and {q.shape}); each key/value head serves hq / hk query heads"
+            f"(shapes {k} and {q}); each key/value head serves hq / hk query heads"
         )
-    return dims, form
+    own = {name: shape[:-3] for name, shape in given.items()}
+    batch = match_batch(function, **own)
+    kv_batch = tuple(map(min, pad_batch(own["k"], batch), pad_batch(own["v"], batch)))
+    out: tuple[int, ...] = (lq, dims["dv"])
+    if form != "flat":
+        out = (*batch, lq, hq, dims["dv"]) if form == "blhd" else (*batch, hq, lq, dims["dv"])
+    lse: tuple[int, ...] = (lq,) if form == "flat" else (*batch, hq, lq)
+    return _Shapes(form, batch, kv_batch, hq, hk, lq, lk, dims["d"], dims["dv"], out, lse, (*lse, lk))
+
+
+def _check_axes(function: str, given: dict[str, tuple[int, ...]]) -> None:
+    """Each array must have heads, length and dim, where not all are one head."""
+    for name, shape in given.items():
+        if len(shape) < 2:
+            raise ProblemError(f"{function}: `{name}` must have 2 axes or more, got shape {shape}")
+    for name, shape in given.items():
+        if len(shape) < 3:
+            other, other_shape = max(given.items(), key=lambda item: len(item[1]))
+            raise ProblemError(
+                f"{function}: `{name}` has {len(shape)} axes, but `{other}` has {len(other_shape)} (shapes {shape} "
+                f"and {other_shape}); two axes are one head only if all arrays have two: "
+                f"give `{name}` a head axis"
+            )
+
+
+def pad_batch(own: tuple[int, ...], batch: tuple[int, ...]) -> tuple[int, ...]:
+    """The batch axes of an array before broadcasting, as many as `batch` has."""
+    return (1,) * (len(batch) - len(own)) + own
 
 
 def _expand(array: Array, batch: tuple[int, ...]) -> Array:
     return array if array.shape[:-3] == batch else np.broadcast_to(array, batch + array.shape[-3:])
-
-
-def own_batch(array: Array, batch: tuple[int, ...]) -> tuple[int, ...]:
-    """The batch axes of an array (..., heads, length, dim) before broadcasting, as many as `batch` has."""
-    own: tuple[int, ...] = array.shape[:-3]
-    return (1,) * (len(batch) - len(own)) + own
 
 
 def _add_head(array: Array | None) -> Array | None:
@@ -247,14 +268,14 @@ def read_sinks(function: str, sinks: Any, hq: int, dtype: Any) -> Array | None:
 
 
 def _check_outputs(
-    function: str, out: Any, lse_out: Any, workspace: Any, out_shape: tuple[int, ...], lse_shape: tuple[int, ...],
-    dtype: Any, dtype_name: str, given: dict[str, Any],
+    function: str, out: Any, lse_out: Any, workspace: Any, sizes: _Shapes, dtype: Any, dtype_name: str,
+    given: dict[str, Any],
 ) -> None:  # fmt: skip
     if out is not None:
-        arrays.check_output(function, "out", out, out_shape, "the output", dtype, **given)
+        arrays.check_output(function, "out", out, sizes.out, "the output", dtype, **given)
     if lse_out is not None:
         lse_dtype = arrays.lse_dtype(dtype_name)
-        arrays.check_output(function, "lse_out", lse_out, lse_shape, "the lse", lse_dtype, **given, out=out)
+        arrays.check_output(function, "lse_out", lse_out, sizes.lse, "the lse", lse_dtype, **given, out=out)
     if workspace is not None:
         shape = (workspace.size,)
         arrays.check_output(function, "workspace", workspace, shape, "one axis of bytes", np.uint8, **given,
