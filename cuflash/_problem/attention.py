@@ -132,8 +132,8 @@ def attention_call(
     problem = Problem(
         function, dtype, batch, hq, sizes.hk, sizes.lq, lk, sizes.d, sizes.dv,
         options.read_scale(function, scale, sizes.d, dtype), options.read_softcap(function, softcap, dtype),
-        left, right, operands.mask is not None, None if operands.bias is None else bias.shape, operands.slopes is not None,
-        sinks is not None, kv_lengths is not None,
+        left, right, operands.mask is not None, None if operands.bias is None else bias.shape,
+        operands.slopes is not None, sinks is not None, kv_lengths is not None,
         type(operands.q_offset) is not int or type(operands.kv_lengths) is not int, sizes.kv_batch,
     )  # fmt: skip
     if out is not None or lse_out is not None or workspace is not None:
