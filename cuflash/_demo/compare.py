@@ -12,7 +12,7 @@ from cuflash._demo import DemoError
 from cuflash._demo.generation import START, CachedReader, StandardReader, Step, first_difference, generate
 from cuflash._demo.model import Model
 
-DEFAULT_PROMPT = "And it came to pass in those days, that"
+DEFAULT_PROMPT = "Hear, O my son,"
 TIE = 1e-4  # scores closer than this may be ranked either way by two orders of summation
 
 
