@@ -56,12 +56,13 @@ def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
         _attention.attention_backward: _read_backward,
         _decoding.decode: _read_decode,
     }
-    if function not in readers:
+    if not callable(function) or function not in readers:
         known = ", ".join(known.__name__ for known in readers)
         raise ProblemError(
             f"explain: no plan is made for {getattr(function, '__name__', function)!r}; only for {known}"
         )
-    inspect.signature(function).bind(*args, **options)
+    signature = _attention.attention if function is _attention.attention_vjp else function
+    inspect.signature(signature).bind(*args, **options)  # a TypeError in the function's own words
     call, plan = readers[function](*args, **options)
     return "\n".join([*_describe(call.problem), f"backend: {call.home}", f"plan: {plan.why}"])
 

@@ -321,3 +321,12 @@ def test_the_reference_agrees_with_itself(make_cache, qkv):
     for i, length in enumerate([9, 6]):
         own = reference.attention(q[i], k[i, :, :length], v[i, :, :length], causal=True)
         np.testing.assert_allclose(out[i], own, rtol=1e-14)
+
+
+def test_bits_do_not_depend_on_the_number_of_heads(backend, make_cache, normal, same_bytes):
+    """Somebody who shards heads over machines gets the bits of the whole."""
+    k, v, q = normal(1, 200, 1500, 16), normal(1, 200, 1500, 16, seed=1), normal(1, 200, 16)
+    whole = backend.to_numpy(cuflash.decode(backend.asarray(q), make_cache(k, v, [1500])))
+    for heads in (slice(0, 1), slice(7, 70)):
+        some = cuflash.decode(backend.asarray(q[:, heads]), make_cache(k[:, heads], v[:, heads], [1500]))
+        same_bytes(backend.to_numpy(some), whole[:, heads])

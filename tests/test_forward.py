@@ -409,3 +409,26 @@ def test_any_problem(check_same, backend, problems, data):
         q_k_batch = np.broadcast_shapes(*(x.shape[:-3] for x in arrays[:2]))
         if q_k_batch == np.broadcast_shapes(*(x.shape[:-3] for x in arrays)):
             check_same.weights(*arrays[:2], **options)
+
+
+def test_weights_are_as_accurate_under_a_constant_bias(backend, normal):
+    """exp(score - lse) with a rounded lse would be off by 4e-4 here; a row's own maximum and sum are not."""
+    rng = np.random.default_rng(0)
+    q, k = (rng.integers(-2, 3, size=(3, n, 4)).astype(np.float32) for n in (9, 40))
+    bias = np.full((1, 1), 1e4, np.float32)
+    given = cuflash.attention_weights(backend.asarray(q), backend.asarray(k), scale=1.0, bias=backend.asarray(bias))
+    weights = backend.to_numpy(given)
+    np.testing.assert_allclose(weights, reference.attention_weights(q, k, scale=1.0), rtol=1e-6)
+    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
+
+
+@pytest.mark.parametrize("threads", ["1", "2"])
+def test_underflow_is_expected_whatever_the_caller_asks_of_numpy(threads, backend, normal, monkeypatch):
+    monkeypatch.setenv("CUFLASH_NUM_THREADS", threads)
+    q = backend.asarray(100 * normal(2, 600, 8))
+    k = backend.asarray(100 * normal(2, 600, 8, seed=1))
+    before = np.geterr()
+    with np.errstate(all="raise"):
+        out = cuflash.attention(q, k, k, causal=True, kv_lengths=590, q_offset=-3)
+    assert np.isfinite(backend.to_numpy(out)).all()
+    assert np.geterr() == before

@@ -1,5 +1,7 @@
 """KVCache against a list of what was appended to each sequence; an append that fails leaves every byte as it was."""
 
+import copy
+import pickle
 from itertools import pairwise
 
 import numpy as np
@@ -263,3 +265,16 @@ class CacheMachine(RuleBasedStateMachine):
 
 CacheMachine.TestCase.settings = settings(max_examples=60, stateful_step_count=25)
 TestCacheMachine = CacheMachine.TestCase
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_copy_is_a_cache_of_its_own(duplicate, make_cache, backend, normal, same_bytes):
+    new = backend.asarray(normal(2, 1, 3, 4))
+    original = make_cache(normal(2, 1, 3, 4), normal(2, 1, 3, 4), [3, 1], capacity=8)
+    before = [backend.to_numpy(array).copy() for array in (original.k, original.v, original.lengths)]
+    other = duplicate(original)
+    other.append(new, new)
+    other.truncate(0, 2)
+    assert backend.to_numpy(other.lengths).tolist() == [2, 4]
+    for array, kept in zip((original.k, original.v, original.lengths), before, strict=True):
+        same_bytes(backend.to_numpy(array), kept)

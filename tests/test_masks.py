@@ -111,3 +111,10 @@ def test_masks_compose_with_options(mask, check, qkv):
 
 def normal_like(x):
     return np.random.default_rng(1).standard_normal(x.shape).astype(x.dtype)
+
+
+def test_masks_that_show_the_same_are_equal():
+    assert masks.Causal() == masks.Window(None, 0)
+    assert hash(masks.Causal()) == hash(masks.Window(None, 0))
+    assert masks.Causal() != masks.Window(None, 1)
+    assert masks.Window(1, 0) != (1, 0)

@@ -330,7 +330,7 @@ def interrupt(*_):
         raise KeyboardInterrupt
 
 signal.signal(signal.SIGALRM, interrupt)
-for _ in range(300):
+for _ in range(150):
     try:
         armed = True
         signal.setitimer(signal.ITIMER_REAL, random.random() * 2 * one_call + 2e-5)

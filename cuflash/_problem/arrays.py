@@ -39,7 +39,8 @@ def _identify(function: str, name: str, array: Array) -> str:
         return "numpy"
     if root == "cupy" and kind.__name__ == "ndarray":
         return "cupy"
-    way_out = "use numpy.asarray" if isinstance(array, (list, tuple, int, float)) else "convert it to one first"
+    plain = isinstance(array, (list, tuple, int, float, np.generic))
+    way_out = "use numpy.asarray" if plain else "convert it to one first"
     raise TypeError(f"{function}: `{name}` must be a numpy.ndarray or cupy.ndarray, got {_type_name(kind)}; {way_out}")
 
 
