@@ -1,4 +1,4 @@
-"""attention and attention_weights against the reference: every option, shape, order of memory and dtype, and what is
+"""attention against the reference: every option, shape, order of memory and dtype, and what is
 promised beyond numbers: exactness, nothing read that is hidden by length, memory, the arrays handed in."""
 
 import tracemalloc
@@ -288,14 +288,6 @@ def test_out_and_lse_out_are_filled_and_given_back(layout, dtype, backend, qkv, 
     same_bytes(backend.to_numpy(cuflash.attention(q, k, v, layout=layout, workspace=workspace)), backend.to_numpy(out))
 
 
-def test_out_of_weights_is_filled_and_given_back(backend, qkv, same_bytes):
-    q, k, _ = map(backend.asarray, qkv(2, 4, 2, 11, 13, 8))
-    expected = cuflash.attention_weights(q, k, causal=True)
-    out = backend.asarray(np.full(expected.shape, np.nan, np.float32))
-    assert cuflash.attention_weights(q, k, causal=True, out=out) is out
-    same_bytes(backend.to_numpy(out), backend.to_numpy(expected))
-
-
 @pytest.mark.parametrize("dv", [8, 5])
 def test_output_takes_the_memory_order_of_q(dv, backend, qkv):
     q, k, v = qkv(2, 4, 2, 11, 13, 8, dv)
@@ -341,26 +333,6 @@ def test_operands_are_left_as_they_were(backend, qkv, options_of, same_bytes):
     cuflash.attention(*moved[:3], **dict(zip(options, moved[3:], strict=True)), causal=True)
     for array, copy in zip(moved, before, strict=True):
         same_bytes(backend.to_numpy(array), copy)
-
-
-# The weights.
-
-
-@pytest.mark.parametrize("tiles", ["tuned", "small"])
-def test_weights_with_each_option(option, dtype, tiles, check, backend, qkv, options_of):
-    options = options_of([option, "sinks"], 2, 4, 45, 61, dtype)
-    with backend.tiles(tiles):
-        check.weights(*qkv(2, 4, 2, 45, 61, 16, dtype=dtype)[:2], **options)
-
-
-def test_weights_of_two_axes_and_of_the_other_layout(check, qkv):
-    q, k, _ = qkv(2, 4, 2, 5, 7, 8)
-    weights = check.weights(q, k, causal=True)
-    assert check.weights(q[0, 0], k[0, 0]).shape == (5, 7)
-    np.testing.assert_array_equal(
-        check.weights(*(x.swapaxes(1, 2) for x in (q, k)), causal=True, layout="blhd"), weights
-    )
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
 
 
 # Memory.
@@ -409,17 +381,6 @@ def test_any_problem(check_same, backend, problems, data):
         q_k_batch = np.broadcast_shapes(*(x.shape[:-3] for x in arrays[:2]))
         if q_k_batch == np.broadcast_shapes(*(x.shape[:-3] for x in arrays)):
             check_same.weights(*arrays[:2], **options)
-
-
-def test_weights_are_as_accurate_under_a_constant_bias(backend, normal):
-    """exp(score - lse) with a rounded lse would be off by 4e-4 here; a row's own maximum and sum are not."""
-    rng = np.random.default_rng(0)
-    q, k = (rng.integers(-2, 3, size=(3, n, 4)).astype(np.float32) for n in (9, 40))
-    bias = np.full((1, 1), 1e4, np.float32)
-    given = cuflash.attention_weights(backend.asarray(q), backend.asarray(k), scale=1.0, bias=backend.asarray(bias))
-    weights = backend.to_numpy(given)
-    np.testing.assert_allclose(weights, reference.attention_weights(q, k, scale=1.0), rtol=1e-6)
-    np.testing.assert_allclose(weights.sum(axis=-1), 1, rtol=1e-6)
 
 
 @pytest.mark.parametrize("threads", ["1", "2"])
