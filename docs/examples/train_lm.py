@@ -19,7 +19,7 @@ The text
 Run
     ::
 
-        pip install 'cuflash[examples]'
+        pip install ".[examples]"
         python docs/examples/train_lm.py --text kjv.txt --minutes 45
         python -m cuflash demo --weights train_lm/model.safetensors
 
