@@ -340,10 +340,11 @@ for _ in range(150):
         pass
     armed = False
     assert call() == expected
+    assert blas_threads() == before
 """
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="there are no interval timers here")
 def test_calls_go_on_after_interrupts_at_any_moment():
-    """An interrupt must not leave a lock held or a helper at work: the next call would wait for ever or be wrong."""
+    """An interrupt must not leave a lock held, a helper at work, or BLAS at one thread beyond the next call."""
     assert run_python(PRELUDE, INTERRUPTS, "print('done')") == "done"

@@ -32,28 +32,38 @@ class _OneThreadBlas:
     def __init__(self, find_libraries: Callable[[], list[Any]]) -> None:
         self.lock = threading.Lock()
         self._find_libraries = find_libraries
-        self._inside = 0
+        self._callers: set[int] = set()  # threads inside
         self._shared: list[Any] | None = None
+        self._before: list[int] | None = None
         self._own: list[Any] = []
-        self._before: list[int] = []
         self._before_own = threading.local()
 
     def __enter__(self) -> None:
+        """A thread counts once: one that an interrupt kept from leaving does so at the end of its next call."""
         with self.lock:
             self._find()
-            if self._inside == 0:
-                self._before = _set_threads(self._shared, 1)
-            self._inside += 1
+            self._callers.add(threading.get_ident())
+            if self._before is None:
+                self._before = _get_threads(self._shared)
+            if len(self._callers) == 1:
+                _set_threads(self._shared, 1)
         if self._own:
-            self._before_own.__dict__.setdefault("stack", []).append(_set_threads(self._own, 1))
+            if not hasattr(self._before_own, "threads"):
+                self._before_own.threads = _get_threads(self._own)
+            _set_threads(self._own, 1)
 
     def __exit__(self, *exception: object) -> None:
-        if self._own:
-            _set_threads(self._own, *self._before_own.stack.pop())
+        if hasattr(self._before_own, "threads"):
+            _set_threads(self._own, *self._before_own.threads)
+            del self._before_own.threads
         with self.lock:
-            self._inside -= 1
-            if self._inside == 0:
-                _set_threads(self._shared, *self._before)
+            self._callers.discard(threading.get_ident())
+            self._restore()
+
+    def _restore(self) -> None:
+        if not self._callers and self._before is not None:
+            _set_threads(self._shared, *self._before)
+            self._before = None
 
     def limit_pool_thread(self) -> None:
         """Called by a thread that works for this module alone."""
@@ -69,9 +79,8 @@ class _OneThreadBlas:
 
     def reset_after_fork(self) -> None:
         """The child has one thread, which is not inside: undo the limit that others held in the parent."""
-        if self._inside:
-            _set_threads(self._shared, *self._before)
-        self._inside = 0
+        self._callers.clear()
+        self._restore()
 
 
 def _find_blas() -> list[Any]:
@@ -85,22 +94,23 @@ def _counts_for_each_thread(blas: Any) -> bool:
     return blas.internal_api == "mkl" or getattr(blas, "threading_layer", None) == "openmp"
 
 
-def _set_threads(libraries: list[Any] | None, *threads: int) -> list[int]:
-    """Set one number for all libraries or one for each, and return what they had.
+def _get_threads(libraries: list[Any] | None) -> list[int]:
+    return [blas.get_num_threads() for blas in libraries or ()]
+
+
+def _set_threads(libraries: list[Any] | None, *threads: int) -> None:
+    """Set one number for all libraries, or one for each.
 
     Where one count serves the whole process, threadpoolctl 3.8 listens to the first thread that ever set it and
     ignores the others until that one lets go; whoever comes here holds the lock, so the right is taken and given back.
     """
-    before = []
     for number, blas in enumerate(libraries or ()):
         let_go = getattr(blas, "clear_controlling_thread", None)
-        before.append(blas.get_num_threads())
         if let_go:
             let_go(force=True)
         blas.set_num_threads(threads[number] if len(threads) > 1 else threads[0])
         if let_go:
             let_go(force=True)
-    return before
 
 
 one_thread_blas = _OneThreadBlas(_find_blas)
