@@ -1,8 +1,8 @@
 """Backward: gradients by recomputing each score tile from the lse, as FlashAttention-2 does.
 
-A chain is the work that one thread owns: key/value heads that write the same part of a bias gradient (one head, where
-there is none), and a part of the keys. It walks their query tiles in a fixed order and keeps dk and dv of its keys to
-itself; dq is kept once for each part and added in order. So nothing is shared, and bits do not depend on threads.
+A chain is the work that one thread owns: the key/value heads that write the same part of dk, dv or a bias gradient (one
+head or a few, where nothing is broadcast), and a part of the keys. It walks their query tiles in a fixed order; dq is
+kept once for each part and added in order. So nothing is shared, and bits do not depend on threads.
 """
 
 from __future__ import annotations
