@@ -260,10 +260,8 @@ def check_same(backend):
 
 
 # Options of attention as the tests combine them; two that set the same keyword exclude each other.
-OPTIONS = (
-    "causal", "window", "mask", "structured mask", "bias", "alibi", "scale", "softcap", "sinks", "q_offset",
-    "kv_lengths",
-)  # fmt: skip
+OPTIONS = ("causal", "window", "mask", "structured mask", "bias", "alibi", "scale", "softcap", "sinks", "q_offset",
+           "kv_lengths")  # fmt: skip
 SAME_KEYWORD = ({"mask", "structured mask"}, {"bias", "alibi"})
 PAIRS = [pair for pair in itertools.combinations(OPTIONS, 2) if set(pair) not in SAME_KEYWORD]
 
