@@ -6,6 +6,7 @@ What a plan says about tiles and parts never depends on the number of threads, s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from math import prod
 from typing import NamedTuple
@@ -22,72 +23,101 @@ class CpuPlan(NamedTuple):
     heads: int  # query heads of a block: some of one key/value head, or all of several
     q_tile: int  # query rows of each head in a block
     kv_tile: int  # keys of one score tile
+    load: int  # keys read at once: all of a tile, or less where there are few queries and memory sets the pace
+    bounded: bool  # look whether scores lie so close together that they need no maximum
     score_tile: int  # elements of a score tile, at most
     part: int | None  # keys of a part; None: the keys are not cut
     parts: int | None  # a fixed number of parts, where asked for
+    work: int  # multiply-adds
     threads: int  # 0: the caller's alone, and so little work that BLAS does not thread it either
     why: str
 
 
 @lru_cache(maxsize=1024)
-def make_plan(problem: Problem, device: Device) -> CpuPlan:
-    """Tiles, parts and threads of a forward pass or a decoding step."""
-    shape = _pack(problem)
-    why = [f"a block holds {shape} of queries"]
-    part = None
-    if problem.function == "decode":
+def make_plan(problem: Problem, device: Device, siblings: int = 1) -> CpuPlan:
+    """Tiles, parts and threads of a forward pass or a decoding step, one of several that run together."""
+    why: list[str] = []
+    few = _few_queries(problem)
+    shape = _pack(problem, few)
+    if not few:
+        shape = _shrink(problem, shape, siblings)
+    why.append(f"a block holds {shape} of queries")
+    part, kv_tile, load = None, _kv_tile(problem, shape), 0
+    if few:
+        part = kv_tile = _part(problem, shape)
+        load = _load(problem, shape)
+        why.append(f"few queries over many keys: keys cut every {part}, read {load} at a time")
+    elif _count_blocks(problem, shape) * siblings < _tuning.BLOCKS_WANTED and problem.lk > _tuning.PART_KEYS:
         part = _tuning.PART_KEYS
-        why.append(f"keys cut every {part}, so that the parts of a sequence depend on its own length only")
-    else:
-        shape = _shrink(problem, shape, why)
-        if _count_blocks(problem, shape) < _tuning.BLOCKS_WANTED and problem.lk > _tuning.PART_KEYS:
-            part = _tuning.PART_KEYS
-            why.append(f"few queries over many keys: keys cut every {part}")
+        why.append(f"few blocks over many keys: keys cut every {part}")
     if problem.splits is not None:
         part = None
         why.append(f"keys cut into {problem.splits} part(s) as asked; results may differ in rounding from the default")
-    kv_tile = _kv_tile(problem, shape, why)
-    threads = _threads(problem, device, why)
-    return CpuPlan(*shape, kv_tile, shape.rows * kv_tile, part, problem.splits, threads, "; ".join(why))
+    why.append(f"score tile {shape.rows} x {kv_tile} stays in a core's cache")
+    bounded = not few and _bounded(problem, shape)
+    if bounded:
+        why.append("no maximum is sought where |q| |k - mean k| <= 32 holds the scores together")
+    work = _work(problem)
+    threads = _threads(work, device, why)
+    return CpuPlan(
+        *shape, kv_tile, load or kv_tile, bounded, shape.rows * kv_tile, part,
+        problem.splits, work, threads, "; ".join(why),
+    )  # fmt: skip
+
+
+def threads_for(plans: Sequence[CpuPlan | CpuBackwardPlan], device: Device) -> int:
+    """Threads for problems that run together."""
+    if len(plans) == 1:
+        return plans[0].threads
+    return _threads(sum(plan.work for plan in plans), device, [])
 
 
 class CpuBackwardPlan(NamedTuple):
     """How the NumPy backend computes the gradient of one problem."""
 
-    entries: int  # the first five as in the forward pass
+    entries: int  # all up to `score_tile` as in the forward pass
     heads: int
     q_tile: int
     kv_tile: int
+    load: int
+    bounded: bool
     score_tile: int
     part: int  # keys of a part; each part has a dq of its own, added in order
     parts: int
+    work: int
     threads: int
     why: str
 
 
 @lru_cache(maxsize=1024)
-def make_backward_plan(problem: Problem, device: Device) -> CpuBackwardPlan:
-    """Tiles, parts and threads of a backward pass."""
-    shape = _pack(problem)
+def make_backward_plan(problem: Problem, device: Device, siblings: int = 1) -> CpuBackwardPlan:
+    """Tiles, parts and threads of a backward pass, one of several that run together."""
+    shape = _pack(problem, few=False)
     while (
-        _count_owners(problem, shape) < _tuning.BLOCKS_WANTED
+        _count_owners(problem, shape) * siblings < _tuning.BLOCKS_WANTED
         and (shape.entries > 1 or shape.heads > problem.group)
-        and _block_work(problem, shape) > _tuning.SMALL_WORK
+        and _block_work(problem, shape) > _tuning.BLOCK_WORK_LEAST
     ):
         shape = _smaller(problem, shape)
-    owners = _count_owners(problem, shape)
+    owners = _count_owners(problem, shape) * siblings
     most = max(1, min(_tuning.BACKWARD_PARTS_MOST, problem.lk // _tuning.BACKWARD_PART_KEYS_LEAST))
     part = max(1, -(-problem.lk // min(-(-_tuning.BLOCKS_WANTED // owners), most)))
     parts = max(1, -(-problem.lk // part))
     why = [
         f"a block holds {shape} of queries",
-        f"{owners} x {parts} chains: a thread owns dk and dv of its key/value heads and of {part} keys",
+        f"{owners // siblings} x {parts} chains: a thread owns dk and dv of its key/value heads and of {part} keys",
     ]
     if parts > 1:
         why.append(f"dq is kept {parts} times and added in order, so that bits do not depend on threads")
-    kv_tile = _kv_tile(problem, shape, why)
-    threads = _threads(problem, device, why)
-    return CpuBackwardPlan(*shape, kv_tile, shape.rows * kv_tile, part, parts, threads, "; ".join(why))
+    kv_tile = _kv_tile(problem, shape)
+    why.append(f"score tile {shape.rows} x {kv_tile} stays in a core's cache")
+    bounded = _bounded(problem, shape)
+    work = _work(problem)
+    threads = _threads(work, device, why)
+    return CpuBackwardPlan(
+        *shape, kv_tile, kv_tile, bounded, shape.rows * kv_tile, part, parts, work, threads,
+        "; ".join(why),
+    )  # fmt: skip
 
 
 class _Shape(NamedTuple):
@@ -121,20 +151,50 @@ def _runs(batch: tuple[int, ...], shape: _Shape) -> tuple[int, ...]:
     return (*batch[:-1], *(-(-last // shape.entries) for last in batch[-1:]))
 
 
-def _pack(problem: Problem) -> _Shape:
+def _few_queries(problem: Problem) -> bool:
+    """Whether reading the keys takes longer than the arithmetic; decoding is always planned so, for its bits."""
+    if problem.function == "decode":
+        return True
+    rows = problem.lq * max(1, problem.group)
+    return problem.lk > _tuning.PART_KEYS and rows < _tuning.BOUNDED_ROWS_LEAST and _read(problem) > _tuning.LOAD_TILE
+
+
+def _part(problem: Problem, shape: _Shape) -> int:
+    """Keys of a part where queries are few: a fixed number for decoding, else enough that parts are few as well."""
+    part = _tuning.PART_KEYS
+    if problem.function != "decode":
+        while part * _tuning.BLOCKS_WANTED < problem.lk and 2 * part * shape.rows <= _tuning.SCORE_TILE:
+            part *= 2
+    return part
+
+
+def _load(problem: Problem, shape: _Shape) -> int:
+    """Keys read at once where queries are few, for all heads; decoding takes a number that depends on d alone."""
+    heads = _tuning.LOAD_HEADS if problem.function == "decode" else max(1, shape.heads // problem.group) * shape.entries
+    keys = _tuning.LOAD_TILE // (heads * max(1, problem.d))
+    return max(_tuning.LOAD_KEYS_LEAST, 1 << max(0, keys.bit_length() - 1))
+
+
+def _bounded(problem: Problem, shape: _Shape) -> bool:
+    """Whether a look at the norms of queries and keys is worth its time, and nothing else enters the scores."""
+    plain = problem.bias is None and not problem.alibi and problem.softcap is None
+    enough = problem.lq * problem.group * problem.lk >= _tuning.BOUNDED_SCORES_LEAST
+    return plain and enough and shape.q_tile * min(shape.heads, problem.group) >= _tuning.BOUNDED_ROWS_LEAST
+
+
+def _pack(problem: Problem, few: bool) -> _Shape:
     """As much as fits: whole batch entries, else whole groups, else heads of one group, else a tile of one head.
 
-    A tile of one head has up to BLOCK_ROWS rows. More rows than that only share what NumPy spends on a call: each head
-    is a product of its own, so it is enough that their scores fit a tile.
+    More than BLOCK_ROWS rows only share what NumPy spends on a call: they are taken where keys are so few that all
+    their scores fit a tile.
     """
     lq, group = max(1, problem.lq), max(1, problem.group)
-    if problem.function == "decode":  # a part is one tile whatever the number of heads, which must not change its bits
+    if few:  # a part is one tile whatever the number of heads, which must not change its bits
         tile_rows = most = _tuning.SCORE_TILE // _tuning.PART_KEYS
     else:
-        tile_rows = _tuning.BLOCK_ROWS
-        most = max(tile_rows, _tuning.SCORE_TILE // max(1, problem.lk))
+        tile_rows = most = max(_tuning.BLOCK_ROWS, _tuning.SCORE_TILE // max(1, problem.lk))
     if lq >= tile_rows:
-        return _Shape(1, 1, tile_rows)
+        return _Shape(1, 1, -(-lq // -(-lq // tile_rows)))
     fitting = most // lq
     if fitting < group:
         return _Shape(1, max(heads for heads in range(1, fitting + 1) if group % heads == 0), lq)
@@ -144,14 +204,16 @@ def _pack(problem: Problem) -> _Shape:
     return _Shape(max(1, min(problem.batch[-1], fitting // heads)), heads, lq)
 
 
-def _shrink(problem: Problem, shape: _Shape, why: list[str]) -> _Shape:
+def _shrink(problem: Problem, shape: _Shape, siblings: int) -> _Shape:
     """Smaller blocks where there are too few to keep the cores busy and each is worth a thread's while."""
-    while _count_blocks(problem, shape) < _tuning.BLOCKS_WANTED and _block_work(problem, shape) > _tuning.SMALL_WORK:
+    while (
+        _count_blocks(problem, shape) * siblings < _tuning.BLOCKS_WANTED
+        and _block_work(problem, shape) > _tuning.BLOCK_WORK_LEAST
+    ):
         smaller = _smaller(problem, shape)
         if smaller == shape:
             break
         shape = smaller
-        why.append(f"cut to {shape}: fewer than {_tuning.BLOCKS_WANTED} blocks leave cores idle")
     return shape
 
 
@@ -175,25 +237,30 @@ def _count_blocks(problem: Problem, shape: _Shape) -> int:
     return prod(_runs(problem.batch, shape)) * -(-problem.hq // shape.heads) * -(-problem.lq // shape.q_tile)
 
 
-def _kv_tile(problem: Problem, shape: _Shape, why: list[str]) -> int:
+def _kv_tile(problem: Problem, shape: _Shape) -> int:
     """Keys of a score tile: all, or a power of two, so that every full tile is the same product."""
-    if problem.function == "decode":
-        keys = _tuning.PART_KEYS
-    else:
-        keys = max(1, _tuning.SCORE_TILE // shape.rows)
-        if problem.lk > keys:
-            keys = 1 << (keys.bit_length() - 1)
-        keys = min(_tuning.KV_TILE_MOST, keys)
-    why.append(f"score tile {shape.rows} x {keys} stays in a core's cache")
-    return keys
+    keys = max(1, _tuning.SCORE_TILE // shape.rows)
+    if problem.lk > keys:
+        keys = 1 << (keys.bit_length() - 1)
+    return min(_tuning.KV_TILE_MOST, keys)
 
 
-def _threads(problem: Problem, device: Device, why: list[str]) -> int:
-    work = prod(problem.batch) * problem.hq * problem.lq * problem.lk * (problem.d + problem.dv)
+def _read(problem: Problem) -> int:
+    """Elements of keys and values."""
+    return prod(problem.batch) * problem.hk * problem.lk * (problem.d + problem.dv)
+
+
+def _work(problem: Problem) -> int:
+    """Multiply-adds, or what takes as long: a core reads an element in the time of a dozen of them."""
+    products = problem.group * problem.lq * _read(problem)
+    return products if products <= _tuning.TINY_WORK else max(products, 12 * _read(problem))
+
+
+def _threads(work: int, device: Device, why: list[str]) -> int:
     if work <= _tuning.TINY_WORK:
         why.append("tiny: in the caller's thread, BLAS as it is")
         return 0
-    if work < _tuning.SMALL_WORK * 2:
+    if work < _tuning.SMALL_WORK:
         why.append("one thread: too little work to wake another")
         return 1
     why.append(f"{device.threads} thread(s)")

@@ -1,13 +1,22 @@
 """Numbers that were measured, and nothing else: changing one changes speed, never results beyond rounding."""
 
-# NumPy on the CPU. One float32 score tile of 256 x 512 is 512 KB: it stays in a core's second-level cache (1 MB on the
-# machine these were read on, AMD Zen 4) through the passes of the softmax. At l = 4096, d = 64, one head, one thread:
-# rows x keys 64 x 512 74.6 ms, 128 x 512 66.2 ms, 256 x 256 65.9 ms, 256 x 512 62.2 ms, 256 x 1024 62.9 ms.
+# NumPy on the CPU, read on an AMD Zen 4 with 1 MB of second-level cache a core. Large tiles are fewer calls, and
+# threads meet in each call at the interpreter's lock. b = 1, h = 8, d = 64, 2 threads, full l = 1024, causal l = 4096:
+# rows x keys 256 x 256 22 and 163 ms, 256 x 512 19 and 150, 256 x 1024 18 and 135, 512 x 1024 18 and 136.
 BLOCK_ROWS = 256  # query rows of one block, where they are of one head
-SCORE_TILE = 256 * 512  # elements of one score tile
+SCORE_TILE = 256 * 1024  # elements of one score tile
 KV_TILE_MOST = 2048  # keys of one tile, where there are few rows
-# exp2 runs twice as fast as exp on NumPy's AVX-512 loops (29 against 60 us a tile), but falls back to 630-1200 us where
-# a tile holds -inf or anything below -126, as every causal edge and every long ALiBi distance does; exp does not.
+
+# A pass over the keys for their norms saves the maximum and the subtraction of every score, 0.7 ns each; it costs about
+# 70 us a head. Of fewer rows than this, reading the keys is what takes time.
+BOUNDED_ROWS_LEAST = 64
+BOUNDED_SCORES_LEAST = 1 << 18
+
+# Few rows over many keys: these are read for all heads of a block at a time, as they lie in a cache's memory. b = 1,
+# 32/8 heads, d = 128, 16384 keys took 17 ms in loads of 1024 keys, 9.5 in 512, 8.5 in 256, 8.3 in 128, 10.5 in 64.
+LOAD_TILE = 256 * 8 * 128  # elements of a load
+LOAD_HEADS = 8  # that decoding reckons with, so that its loads depend on d alone
+LOAD_KEYS_LEAST = 32
 
 # Fewer blocks than this leave cores idle, so a call makes its blocks smaller or cuts the keys into parts.
 BLOCKS_WANTED = 16
@@ -20,5 +29,9 @@ BACKWARD_PART_KEYS_LEAST = 512
 # times a vector, 262144 multiply-adds of a product), so that BLAS need not be held to one; holding it takes 5 us.
 TINY_WORK = 9000
 
-# Multiply-adds below which a block is not worth cutting, and half of what is worth waking a thread of the pool (30 us).
-SMALL_WORK = 1_000_000
+# Multiply-adds below which a block is not worth cutting: 90 us, about what NumPy spends on the calls of a block.
+BLOCK_WORK_LEAST = 4_000_000
+
+# Multiply-adds of a call below which another thread costs as much as it takes over (one thread against two: 17 M 0.9
+# and 1.3 ms, 25 M 0.7 and 0.8, 34 M 4.6 and 4.4, 50 M 1.5 and 1.4, 67 M 4.2 and 3.3).
+SMALL_WORK = 50_000_000

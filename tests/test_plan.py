@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from cuflash import _tuning
 from cuflash._device import Device
-from cuflash._numpy.forward import _cut, walk
+from cuflash._numpy.blocks import walk
+from cuflash._numpy.forward import _cut
 from cuflash._plan import make_backward_plan, make_plan
 from cuflash._problem.attention import Operands, Problem
 
@@ -44,7 +45,7 @@ def test_every_row_meets_every_key_it_sees_exactly_once(problem):
     for block in walk(problem, operands(problem), plan):
         rows = block.entries * (block.heads.stop - block.heads.start) * (block.rows.stop - block.rows.start)
         assert rows * min(plan.kv_tile, max(problem.lk, 1)) <= _tuning.SCORE_TILE
-        assert rows <= _tuning.BLOCK_ROWS or (block.rows.stop - block.rows.start == problem.lq < _tuning.BLOCK_ROWS)
+        assert rows <= max(_tuning.BLOCK_ROWS, _tuning.SCORE_TILE // max(problem.lk, 1))
         first, last = block.heads.start // problem.group, (block.heads.stop - 1) // problem.group
         assert first == last or (block.heads.start % problem.group, block.heads.stop % problem.group) == (0, 0)
         spans = [part.keys for part, _, _ in _cut(plan, block)]
@@ -61,15 +62,15 @@ def test_every_row_meets_every_key_it_sees_exactly_once(problem):
 
 @given(problems())
 def test_tiles_and_parts_do_not_depend_on_threads(problem):
-    assert len({make_plan(problem, device)._replace(threads=0, why="") for device in DEVICES}) == 1
-    assert len({make_backward_plan(problem, device)._replace(threads=0, why="") for device in DEVICES}) == 1
+    assert len({make_plan(problem, device)._replace(work=0, threads=0, why="") for device in DEVICES}) == 1
+    assert len({make_backward_plan(problem, device)._replace(work=0, threads=0, why="") for device in DEVICES}) == 1
 
 
 @given(problems(), st.integers(1, 40), st.integers(1, 100_000))
 def test_a_decoding_plan_does_not_depend_on_batch_or_capacity(problem, batch, capacity):
     problem = problem._replace(function="decode", batch=(1,), bias=None, ragged=True)
     other = problem._replace(batch=(batch,), lk=capacity)
-    plans = [make_plan(p, DEVICES[1])._replace(threads=0, why="") for p in (problem, other)]
+    plans = [make_plan(p, DEVICES[1])._replace(work=0, threads=0, why="") for p in (problem, other)]
     assert plans[0] == plans[1]
 
 
@@ -87,8 +88,8 @@ def test_a_backward_plan_covers_the_keys_with_few_copies_of_dq(problem):
     [
         ({"lq": 8, "lk": 8}, "tiny: in the caller's thread"),
         ({"lq": 4096, "lk": 4096}, "2 thread(s)"),
-        ({"lq": 1, "lk": 100_000}, "few queries over many keys: keys cut every 1024"),
-        ({"lq": 256, "lk": 100_000}, "fewer than 16 blocks leave cores idle"),
+        ({"lq": 1, "lk": 100_000}, "few queries over many keys: keys cut every 8192, read 4096 at a time"),
+        ({"lq": 256, "lk": 100_000}, "few blocks over many keys: keys cut every 1024"),
         ({"lq": 1, "lk": 100_000, "splits": 5}, "keys cut into 5 part(s) as asked"),
     ],
 )

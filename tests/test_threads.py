@@ -142,7 +142,7 @@ def test_an_error_inside_a_thread_reaches_the_caller(where, calls, backend, monk
     query_block = numpy_backend_module(backend, "scores").QueryBlock
     monkeypatch.setenv("CUFLASH_NUM_THREADS", "3")
     expected, before = bits(backend, calls["many tiles"]), blas_threads()
-    right, caller, failed = query_block.scores, threading.get_ident(), threading.Event()
+    right, caller, failed = query_block.center, threading.get_ident(), threading.Event()
 
     def planted(*args):
         if where == "in a helper alone" and threading.get_ident() == caller:
@@ -152,7 +152,7 @@ def test_an_error_inside_a_thread_reaches_the_caller(where, calls, backend, monk
         raise MemoryError("planted")
 
     with monkeypatch.context() as patch:
-        patch.setattr(query_block, "scores", planted)
+        patch.setattr(query_block, "center", planted)
         with pytest.raises(MemoryError, match="planted"):
             calls["many tiles"]()
     assert blas_threads() == before

@@ -22,7 +22,7 @@ Array = Any
 class BiasGradient:
     """Collects tiles of score gradients in the shape of the bias."""
 
-    def __init__(self, problem: Problem, parts: int) -> None:
+    def __init__(self, problem: Problem) -> None:
         assert problem.bias is not None
         self._problem = problem
         batch = problem.batch
@@ -30,12 +30,14 @@ class BiasGradient:
         self._in_place = shape[-2] == problem.lq > 1 and shape[-1] == problem.lk > 1
         if self._in_place:
             self._shape = shape
-            parts = 1
         else:
             self._shape = (*batch, problem.hq, *shape[-2:])
-            if shape[-1] == problem.lk > 1:
-                parts = 1  # the parts write different keys
-        self._sums = np.zeros((parts, *self._shape), problem.accumulator)
+        self._sums = np.zeros((1, *self._shape), problem.accumulator)
+
+    def prepare(self, parts: int) -> None:
+        """Make room for parts of the keys, unless they write different elements anyway."""
+        if not self._in_place and self._shape[-1] == 1 < parts:
+            self._sums = np.zeros((parts, *self._shape), self._sums.dtype)
 
     @property
     def shared(self) -> tuple[bool, ...]:

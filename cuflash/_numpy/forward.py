@@ -9,20 +9,30 @@ whoever ran what.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from itertools import product
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuflash._device import cpu_device
+from cuflash._device import Device, cpu_device
 from cuflash._numpy import threads
+from cuflash._numpy.blocks import Block, tiles, walk
+from cuflash._numpy.cache_tiles import CacheKeyValues
+from cuflash._numpy.kv_tiles import KeyValues
 from cuflash._numpy.online_softmax import OnlineSoftmax
-from cuflash._numpy.scores import Block, QueryBlock, as_operand, visible_keys
-from cuflash._plan import CpuPlan, make_plan
+from cuflash._numpy.scores import QueryBlock
+from cuflash._plan import CpuPlan, make_plan, threads_for
 from cuflash._problem.attention import Call, Operands, Problem
 
 Array = Any
+
+
+class Piece(NamedTuple):
+    """A problem, the arrays it reads and those it fills: out (*batch, hq, lq, dv) and lse (*batch, hq, lq)."""
+
+    problem: Problem
+    operands: Operands
+    out: Array
+    lse: Array
 
 
 def forward(call: Call) -> tuple[Array, Array]:
@@ -33,7 +43,7 @@ def forward(call: Call) -> tuple[Array, Array]:
         out = empty_like(call.like, call.out_shape)
     if lse is None:
         lse = np.empty(call.lse_shape, problem.accumulator)
-    run_forward(problem, call.operands, call.canonical(out), call.canonical_lse(lse))
+    run_forward([Piece(problem, call.operands, call.canonical(out), call.canonical_lse(lse))])
     return out, lse
 
 
@@ -45,74 +55,89 @@ def empty_like(like: Array, shape: tuple[int, ...]) -> Array:
     return np.empty_like(like, shape=shape, subok=False)
 
 
-def run_forward(problem: Problem, operands: Operands, out: Array, lse: Array) -> None:
-    """Fill out (*batch, hq, lq, dv) and lse (*batch, hq, lq)."""
-    plan = make_plan(problem, cpu_device())
-    blocks = walk(problem, operands, plan)
-    blocks.sort(key=lambda block: block.keys.start - block.keys.stop)  # the longest first
-    work = [part for block in blocks for part in _cut(plan, block)]
+def run_forward(pieces: list[Piece]) -> None:
+    """Fill the outputs of problems that have nothing to do with each other, of one dtype, in one pool of threads."""
+    device = cpu_device()
+    attends = [_Attend(piece, make_plan(piece.problem, device, len(pieces)), device) for piece in pieces]
+    work = [(attend, *part) for attend in attends for block in attend.blocks() for part in _cut(attend.plan, block)]
+    if len(work) > 1:
+        work.sort(key=lambda item: item[1].keys.start - item[1].keys.stop)  # the longest first
 
     def make_worker() -> Any:
-        scratch = np.empty(plan.score_tile, problem.accumulator)
+        scratch = _scratch(attends, work[0][1])
 
-        def worker(item: tuple[Block, int, _Merger | None]) -> None:
-            block, part, merger = item
-            state = _attend(QueryBlock(problem, operands, block), tiles(block.keys, plan.kv_tile), scratch)
+        def worker(item: tuple[_Attend, Block, int, _Merger | None]) -> None:
+            attend, block, part, merger = item
+            state = attend(block, scratch)
             whole = merger.add(part, state) if merger else state
             if whole:
-                _add_sinks(whole, operands.sinks, block)
-                place = block.place
-                whole.finish(out[place], lse[place])
+                attend.finish(block, whole)
 
         return worker
 
-    threads.run(work, make_worker, plan.threads)
+    threads.run(work, make_worker, threads_for([attend.plan for attend in attends], device))
 
 
-def _attend(queries: QueryBlock, key_tiles: list[slice], scratch: Array) -> OnlineSoftmax:
-    """The running softmax of a block after all of some tiles of keys."""
-    state = None
-    for keys in key_tiles:
-        k, v = (as_operand(array[..., keys, :], queries.dtype) for array in (queries.k, queries.v))
-        scores = queries.scores(k, keys, scratch)
-        if state is None:
-            state = OnlineSoftmax.of_tile(scores, v)
-        else:
-            state.step(scores, v)
-    return state or OnlineSoftmax(queries.q.shape[:-1], queries.v.shape[-1], queries.dtype)
+def _scratch(attends: list[_Attend], longest: Block) -> Array:
+    """Room for one score tile, of the most keys that a block has: new memory costs what is touched of it."""
+    keys = longest.keys.stop - longest.keys.start
+    size = max(attend.plan.score_tile // attend.plan.kv_tile * min(attend.plan.kv_tile, keys) for attend in attends)
+    return np.empty(size, attends[0].piece.problem.accumulator)
 
 
-def _add_sinks(state: OnlineSoftmax, sinks: Array | None, block: Block) -> None:
-    if sinks is not None:
-        logits = sinks[block.heads].astype(state.total.dtype)
-        state.add_sinks(np.repeat(logits, block.rows.stop - block.rows.start).reshape(state.total.shape[-3:]))
+class _Attend:
+    """Attention of one problem, block by block."""
 
+    def __init__(self, piece: Piece, plan: CpuPlan, device: Device) -> None:
+        self.piece, self.plan, self._device = piece, plan, device
+        in_cache = piece.problem.stored is not None or piece.problem.page_size is not None
+        self._kv = (CacheKeyValues if in_cache else KeyValues)(piece.problem, piece.operands, plan)
 
-def walk(problem: Problem, operands: Operands, plan: CpuPlan) -> list[Block]:
-    """Every block of a problem once."""
-    heads = tiles(slice(0, problem.hq), plan.heads)
-    rows = tiles(slice(0, problem.lq), plan.q_tile)
-    return [
-        Block(entry, entries, some_heads, some_rows, visible_keys(problem, operands, entry, some_rows))
-        for entry, entries in walk_batch(problem, plan.entries)
-        for some_heads in heads
-        for some_rows in rows
-    ]
+    def blocks(self) -> list[Block]:
+        """Every block of the problem."""
+        return walk(self.piece.problem, self.piece.operands, self.plan)
 
+    def queries(self, block: Block) -> QueryBlock:
+        """The queries of a block with the keys and values they meet."""
+        return QueryBlock(self.piece.problem, self.piece.operands, block, self._kv.of(block))
 
-def walk_batch(problem: Problem, entries: int) -> Iterator[tuple[tuple[int, ...], int]]:
-    """The batch in runs of up to `entries` along its last axis: the index of the first, and how many."""
-    if not problem.batch:
-        yield (), 1
-        return
-    *leading, last = problem.batch
-    for index in product(*map(range, leading), range(0, last, entries)):
-        yield index, min(entries, last - index[-1])
+    def __call__(self, block: Block, scratch: Array) -> OnlineSoftmax:
+        """The state of a block after all its keys."""
+        queries = self.queries(block)
+        if block.keys.start == block.keys.stop:
+            return OnlineSoftmax.of_nothing(queries.q.shape[:-1], queries.kv.dv, queries.dtype)
+        center = queries.center()
+        if center is not None:
+            state = self._sum_bounded(queries, center, block, scratch)
+            if np.isfinite(state.output).all():
+                return state  # else values near the end of their range: subtract the maximum after all
+        return self.sum_online(queries, block, scratch)
 
+    def _sum_bounded(self, queries: QueryBlock, center: Array, block: Block, scratch: Array) -> OnlineSoftmax:
+        state = OnlineSoftmax(center)
+        with np.errstate(over="ignore", invalid="ignore"):
+            for keys in tiles(block.keys, self.plan.kv_tile):
+                state.add(queries.powers(keys, scratch, self._device.fast_exp2), queries.kv, keys)
+        return state
 
-def tiles(span: slice, size: int) -> list[slice]:
-    """A span cut into tiles of `size`, the last one shorter."""
-    return [slice(start, min(start + size, span.stop)) for start in range(span.start, span.stop, size)]
+    def sum_online(self, queries: QueryBlock, block: Block, scratch: Array) -> OnlineSoftmax:
+        """The state after all keys, the maximum of each row subtracted from its scores."""
+        state = OnlineSoftmax()
+        for keys in tiles(block.keys, self.plan.kv_tile):
+            state.step(queries.scores(keys, scratch), queries.kv, keys)
+        return state
+
+    def add_sinks(self, block: Block, state: OnlineSoftmax) -> None:
+        """Let the sinks, if any, join the denominator."""
+        sinks = self.piece.operands.sinks
+        if sinks is not None:
+            logits = sinks[block.heads].astype(state.total.dtype)
+            state.add_sinks(np.repeat(logits, block.rows.stop - block.rows.start).reshape(state.total.shape[-3:]))
+
+    def finish(self, block: Block, state: OnlineSoftmax) -> None:
+        """Write the rows of a block."""
+        self.add_sinks(block, state)
+        state.finish(self.piece.out[block.place], self.piece.lse[block.place])
 
 
 def _cut(plan: CpuPlan, block: Block) -> list[tuple[Block, int, _Merger | None]]:
@@ -152,36 +177,35 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
 
     Not exp(score - lse): the rounding of the lse would be a relative error of every weight in its row.
     """
-    problem, operands = call.problem, call.operands
     if out is None:
         out = np.empty(shape, call.like.dtype)
     out[...] = 0
     filled = out[None] if out.ndim == 2 else out
-    plan = make_plan(problem, cpu_device())
+    device = cpu_device()
+    nothing = np.empty(0)
+    attend = _Attend(Piece(call.problem, call.operands, nothing, nothing), make_plan(call.problem, device), device)
+
+    blocks = attend.blocks()
 
     def make_worker() -> Any:
-        scratch = np.empty(plan.score_tile, problem.accumulator)
+        scratch = _scratch([attend], max(blocks, key=lambda block: block.keys.stop - block.keys.start))
 
         def worker(block: Block) -> None:
-            queries = QueryBlock(problem, operands, block)
-            key_tiles = tiles(block.keys, plan.kv_tile)
-            state = _attend(queries, key_tiles, scratch)
-            _add_sinks(state, operands.sinks, block)
-            share = np.divide(1, state.total, out=np.zeros_like(state.total), where=state.total != 0)
-            for keys in key_tiles:
-                scores = queries.scores(as_operand(queries.k[..., keys, :], queries.dtype), keys, scratch)
-                probabilities(scores, state.maximum)
+            if block.keys.start == block.keys.stop:
+                return
+            queries = attend.queries(block)
+            state = attend.sum_online(queries, block, scratch)
+            attend.add_sinks(block, state)
+            share = state.share()
+            for keys in tiles(block.keys, attend.plan.kv_tile):
+                scores = queries.scores(keys, scratch)
+                scores -= state.maximum
+                np.exp(scores, out=scores)
                 scores *= share
                 target = filled[(*block.place, keys)]
                 target[...] = scores.reshape(target.shape)
 
         return worker
 
-    threads.run(walk(problem, operands, plan), make_worker, plan.threads)
+    threads.run(blocks, make_worker, attend.plan.threads)
     return out
-
-
-def probabilities(scores: Array, shift: Array) -> None:
-    """Scores to exp(score - shift), in place."""
-    np.subtract(scores, shift, out=scores)
-    np.exp(scores, out=scores)

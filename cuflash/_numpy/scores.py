@@ -1,140 +1,148 @@
-"""Score tiles of one block of queries: scale, softcap, bias, mask, in that order, and which keys the block can see."""
+"""Score tiles of one block of queries: scale, softcap, bias, mask, in that order."""
 
 from __future__ import annotations
 
-from math import prod
-from typing import Any, NamedTuple
+from functools import lru_cache
+from math import e, log2, prod
+from typing import Any
 
 import numpy as np
 
+from cuflash._numpy.blocks import Block, of_entry
+from cuflash._numpy.kv_tiles import KeyValueTiles, longest_row
 from cuflash._problem.attention import Operands, Problem
 
 Array = Any
 
-
-class Block(NamedTuple):
-    """Some rows of some heads: of one key/value head, or of several with all their query heads.
-
-    Where batch entries are small, a block is the same rows and heads of several that follow on the last batch axis.
-    """
-
-    entry: tuple[int, ...]  # index of the first batch entry
-    entries: int
-    heads: slice
-    rows: slice
-    keys: slice  # the keys to visit: a part of those that any of the rows can see
-
-    @property
-    def batch(self) -> tuple[int | slice, ...]:
-        """Index of its entries on the batch axes."""
-        if not self.entry:
-            return ()
-        return (*self.entry[:-1], slice(self.entry[-1], self.entry[-1] + self.entries))
-
-    @property
-    def place(self) -> tuple[int | slice, ...]:
-        """Index of its rows on the axes (*batch, heads, rows)."""
-        return (*self.batch, self.heads, self.rows)
-
-
-def as_operand(tile: Array, dtype: Any) -> Array:
-    """Tiles (..., keys, dim) as BLAS takes them without a detour: in `dtype`, rows contiguous and apart."""
-    if tile.dtype != dtype:
-        return tile.astype(dtype)
-    row, element = tile.strides[-2:]
-    if element == tile.itemsize and row >= element * tile.shape[-1]:
-        return tile
-    return np.ascontiguousarray(tile)
-
-
-def visible_keys(problem: Problem, operands: Operands, entry: tuple[int, ...], rows: slice) -> slice:
-    """From the first key that any of the rows sees to the last; masks given as arrays are not looked at."""
-    first, stop = 0, _of_entry(operands.kv_lengths, entry)
-    offset = _of_entry(operands.q_offset, entry)
-    if problem.left is not None:
-        first = max(0, rows.start + offset - problem.left)
-    if problem.right is not None:
-        stop = min(stop, rows.stop + offset + problem.right)
-    return slice(first, max(first, stop))
-
-
-def _of_entry(values: Any, entry: tuple[int, ...]) -> int:
-    return values if type(values) is int else int(values[entry])
+# Scores that stay between -32 and 32 of a number need no maximum: e**32 = 8e13 leaves 25 decades for sums and values,
+# e**-32 as many until numbers lose digits.
+BOUND = 32.0
 
 
 class QueryBlock:
     """The queries of a block, scaled (and divided by the softcap) in the arithmetic's dtype, and their score tiles.
 
     Arrays lead with the block's entries, if there are batch axes, and its key/value heads: `q` is (..., hk, rows, d),
-    where rows counts every row of every query head that shares the key/value head; `k` and `v` are (..., hk, lk, dim)
-    views.
+    where rows counts every row of every query head that shares the key/value head.
     """
 
-    def __init__(self, problem: Problem, operands: Operands, block: Block) -> None:
-        self._problem, self._operands = problem, operands
+    def __init__(self, problem: Problem, operands: Operands, block: Block, kv: KeyValueTiles) -> None:
+        self._problem, self._operands, self.kv = problem, operands, kv
         self._place, self._heads, self._rows = block.place, block.heads, block.rows
-        self._offset = _of_entry(operands.q_offset, block.entry)
+        self._offset = of_entry(operands.q_offset, block.entry)
         self.dtype = problem.accumulator
         prescale = self.dtype(problem.scale / (problem.softcap or 1.0))
         q = np.multiply(operands.q[self._place], prescale, dtype=self.dtype)
-        self.shape = q.shape[:-1]  # (entries of the batch,) query heads, rows of each
-        kv_heads = slice(block.heads.start // problem.group, -(-block.heads.stop // problem.group))
-        count = kv_heads.stop - kv_heads.start
-        self.q = q.reshape(*q.shape[:-3], count, q.shape[-3] // count * q.shape[-2], problem.d)
-        source = block.batch
-        if operands.seqs is not None:
-            row = operands.seqs[block.entry]
-            source = (slice(row, row + 1),)
-        self.k, self.v = operands.k[(*source, kv_heads)], operands.v[(*source, kv_heads)]
+        count = -(-block.heads.stop // problem.group) - block.heads.start // problem.group
+        *self._lead, heads, rows, _ = q.shape
+        self._split = (count, heads // count, rows)  # key/value heads, query heads of each, rows of those
+        self.q = q.reshape(*self._lead, count, heads // count * rows, problem.d)
+        self._powers_q: Array | None = None
 
-    def scores(self, k: Array, keys: slice, scratch: Array, tanh_out: Array | None = None) -> Array:
-        """The final scores of all rows against `k`, the keys at `keys`, as (..., hk, rows, keys) in `scratch`.
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(entries of the batch,) key/value heads, query heads of each, rows of those."""
+        return (*self._lead, *self._split)
+
+    def center(self) -> Array | None:
+        """The score (..., hk, rows, 1) of the center of the keys, if no score can be further than BOUND from it.
+
+        |q . (k - center)| <= |q| |k - center| bounds them all without a look at any.
+        """
+        spread = self.kv.spread
+        if spread is None:
+            return None
+        with np.errstate(over="ignore", invalid="ignore"):
+            if not longest_row(self.q) * spread.radius <= BOUND:  # NaN is not
+                return None
+        if spread.center is None:
+            return np.zeros((*self.q.shape[:-1], 1), self.dtype)
+        return self.q @ spread.center.swapaxes(-1, -2)
+
+    def scores(self, keys: slice, scratch: Array, tanh_out: Array | None = None) -> Array:
+        """The final scores of all rows against the keys at `keys`, as (..., hk, rows, keys) in `scratch`.
 
         Hidden keys are -inf. With a softcap, `tanh_out` takes the tanh that the gradient needs.
         """
         problem = self._problem
-        shape = (*self.q.shape[:-1], k.shape[-2])
-        tile = scratch[: prod(shape)].reshape(shape)
-        np.matmul(self.q, k.swapaxes(-1, -2), out=tile)
+        tile = self.tile(keys.stop - keys.start, scratch)
+        self.kv.products(self.q, keys, tile)
         if problem.softcap is not None:
             np.tanh(tile, out=tile)
             if tanh_out is not None:
                 tanh_out[...] = tile
             tile *= self.dtype(problem.softcap)
-        crosses = self._crosses_left(keys), self._crosses_right(keys)
-        if any(crosses) or problem.bias is not None or problem.alibi or problem.mask:
-            self._add_bias_and_hide(tile.reshape(*self.shape, k.shape[-2]), keys, *crosses)
+        if problem.bias is not None or problem.alibi:
+            self._add_bias(self._by_heads(tile), keys)
+        self._hide(tile, keys, -np.inf)
         return tile
 
-    def _add_bias_and_hide(self, tile: Array, keys: slice, crosses_left: bool, crosses_right: bool) -> None:
-        operands, problem = self._operands, self._problem
-        where = (*self._place, keys)
+    def powers(self, keys: slice, scratch: Array, base2: bool) -> Array:
+        """exp(score - center) where there is a `center`, 0 for hidden keys: shaped as `scores`.
+
+        `base2` takes exp2 of scores that came with their factor log2(e): twice as fast as exp where NumPy has it for
+        the CPU's vectors, but twenty times slower where a score is below -126 or -inf, which no bounded one is.
+        """
+        assert self.kv.spread is not None
+        if self._powers_q is None:
+            self._powers_q = self.q * self.dtype(log2(e)) if base2 else self.q
+        tile = self.tile(keys.stop - keys.start, scratch)
+        self.kv.products(self._powers_q, keys, tile, self.kv.spread.center)
+        (np.exp2 if base2 else np.exp)(tile, out=tile)
+        self._hide(tile, keys, 0)
+        return tile
+
+    def tile(self, count: int, buffer: Array) -> Array:
+        """An array (..., hk, rows, count) in `buffer`.
+
+        A key's numbers lie side by side, which is what BLAS writes fastest and what sums over the keys read fastest;
+        where a bias or a mask is an array, a row's do, as there. (A decoding step has a mask only where some sequence
+        is shorter than lq, which must not change others' bits.)
+        """
+        lead, rows = self.q.shape[:-2], self.q.shape[-2]
+        flat = buffer[: prod(lead) * rows * count]
+        if self._problem.bias is not None or (self._problem.mask and self._problem.function != "decode"):
+            return flat.reshape(*lead, rows, count)
+        return flat.reshape(*lead, count, rows).swapaxes(-1, -2)
+
+    def _by_heads(self, tile: Array) -> Array:
+        """A view of a tile with the query heads of a key/value head on an axis of their own."""
+        return tile.reshape(*self.shape, tile.shape[-1])
+
+    def _of_block(self, array: Array, keys: slice) -> Array:
+        """What belongs to a tile of an array (*batch, hq, lq, lk), shaped as `_by_heads`."""
+        return array[(*self._place, keys)].reshape(*self.shape, keys.stop - keys.start)
+
+    def _add_bias(self, tile: Array, keys: slice) -> None:
+        operands = self._operands
         if operands.bias is not None:
-            tile += operands.bias[where]
-        positions = np.arange(self._rows.start, self._rows.stop)[:, None] + self._offset
+            tile += self._of_block(operands.bias, keys)
         if operands.slopes is not None:
-            slopes = operands.slopes[self._heads].astype(self.dtype)
-            distance = np.abs(np.arange(keys.start, keys.stop) - positions)
-            tile -= slopes[:, None, None] * distance.astype(self.dtype)
-        if operands.mask is not None:
-            np.copyto(tile, -np.inf, where=~operands.mask[where])
-        if crosses_left:
-            assert problem.left is not None
-            stop = min(keys.stop, self._rows.stop - 1 + self._offset - problem.left)
-            hidden = np.arange(keys.start, stop) < positions - problem.left
-            np.copyto(tile[..., : stop - keys.start], -np.inf, where=hidden)
-        if crosses_right:
-            assert problem.right is not None
-            start = max(keys.start, self._rows.start + self._offset + problem.right + 1)
-            hidden = np.arange(start, keys.stop) > positions + problem.right
-            np.copyto(tile[..., start - keys.start :], -np.inf, where=hidden)
+            slopes = operands.slopes[self._heads].astype(self.dtype).reshape(*self._split[:2], 1, 1)
+            first = self._rows.start + self._offset - keys.start  # position of the first row, from the first key
+            positions = np.arange(first, first + self._split[2]).astype(self.dtype)
+            distance = (np.arange(keys.stop - keys.start, dtype=self.dtype)[:, None] - positions).T
+            tile -= slopes * np.abs(distance, out=distance)
 
-    def _crosses_left(self, keys: slice) -> bool:
-        """Whether a window hides the tile's first key from some row."""
-        left = self._problem.left
-        return left is not None and keys.start < self._rows.stop - 1 + self._offset - left
+    def _hide(self, tile: Array, keys: slice, value: float) -> None:
+        """Write `value` where a query does not see a key."""
+        problem, rows = self._problem, self._rows
+        first = rows.start + self._offset  # position of the first row among the keys
+        if problem.mask:
+            assert self._operands.mask is not None
+            np.copyto(self._by_heads(tile), value, where=~self._of_block(self._operands.mask, keys))
+        count = rows.stop - rows.start
+        if problem.left is not None and keys.start < first + count - 1 - problem.left:
+            stop = min(keys.stop, first + count - 1 - problem.left)
+            beyond = later_keys(count, stop - keys.start, first - problem.left - keys.start - 1)
+            np.copyto(self._by_heads(tile)[..., : stop - keys.start], value, where=~beyond)
+        if problem.right is not None and keys.stop - 1 > first + problem.right:
+            start = max(keys.start, first + problem.right + 1)
+            beyond = later_keys(count, keys.stop - start, first + problem.right - start)
+            np.copyto(self._by_heads(tile)[..., start - keys.start :], value, where=beyond)
 
-    def _crosses_right(self, keys: slice) -> bool:
-        """Whether causal or a window hides the tile's last key from some row."""
-        right = self._problem.right
-        return right is not None and keys.stop - 1 > self._rows.start + self._offset + right
+
+@lru_cache(maxsize=16)
+def later_keys(rows: int, keys: int, shift: int) -> Array:
+    """Whether key j > row i + shift, (rows, keys), a key's answers side by side: most edges of a call are alike."""
+    return (np.arange(keys)[:, None] > np.arange(rows) + shift).T

@@ -210,13 +210,15 @@ def run(blocks: Iterable[Block], make_worker: Callable[[], Callable[[Block], Non
     Blocks are taken in order by whoever is free, so put the longest first. The first exception ends the work and is
     raised here once every thread has stopped. `threads` = 0 is for tiny work: this thread, and BLAS is not held.
     """
+    queue = deque(blocks)
+    if not queue:
+        return
     if threads == 0:
         with np.errstate(**_EXPECTED):
             worker = make_worker()
-            for block in blocks:
+            for block in queue:
                 worker(block)
         return
-    queue = deque(blocks)
     settings: dict[str, Any] = {**np.geterr(), **_EXPECTED}
 
     def work() -> None:
