@@ -7,28 +7,31 @@ from typing import Any
 from cuflash._dispatch import backend
 from cuflash._problem import decoding
 from cuflash.kv_cache import KVCache
+from cuflash.paged_kv_cache import PagedKVCache
 
 
 def decode(
-    q: Any, cache: KVCache, /, *, seqs: Any = None, causal: bool = True, window: Any = None, bias: Any = None,
-    sinks: Any = None, softcap: float | None = None, scale: float | None = None, splits: int | None = None,
-    validate: bool | None = None, layout: str = "bhld", out: Any = None, return_lse: bool = False,
+    q: Any, cache: KVCache | PagedKVCache, /, *, seqs: Any = None, causal: bool = True, window: Any = None,
+    bias: Any = None, sinks: Any = None, softcap: float | None = None, scale: float | None = None,
+    splits: int | None = None, validate: bool | None = None, layout: str = "bhld", out: Any = None,
+    return_lse: bool = False,
 ) -> Any:  # fmt: skip
     """Attention of a few new tokens over a cache, with the keys cut into parts that run side by side.
 
     The keys and values of the new tokens are in the cache already (append first): query i sits at position
     ``lengths - lq + i`` of its sequence and sees keys up to its own.
 
-    The bits of a sequence depend on its own length, hq / hk, lq, d, dtype and options, not on the batch, the capacity
-    or the number of threads; giving `splits` gives that up.
+    The bits of a sequence depend on its own length, hq / hk, lq, d, dtype and options, not on the batch, the capacity,
+    the pages or the number of threads; giving `splits` gives that up.
 
     Parameters
     ----------
     q : array, shape (b, hq, lq, d) or (b, hq, d)
-        New queries, of the cache's dtype; (b, lq, hq, d) with ``layout="blhd"``. Three axes are one token.
-    cache : KVCache
+        New queries, of the cache's dtype, or float16, bfloat16 or float32 where it is quantised; (b, lq, hq, d) with
+        ``layout="blhd"``. Three axes are one token.
+    cache : KVCache or PagedKVCache
     seqs : integers, shape (b,), optional
-        Row i of `q` belongs to row ``seqs[i]`` of the cache. By default all rows, in order.
+        Row i of `q` belongs to row, or sequence, ``seqs[i]`` of the cache. By default all, in order, or in that of add.
     causal : bool
         False: every query sees all keys of its sequence.
     window, sinks, softcap, scale
@@ -38,7 +41,8 @@ def decode(
     splits : int, optional
         Cut each sequence's keys into so many parts.
     validate : bool, optional
-        Whether to look that ``cache.lengths`` lies in 0..capacity; NumPy looks unless told False.
+        Whether to look that ``cache.lengths`` lies in 0..capacity, and that no key is seen whose page `trim` has
+        freed; NumPy looks unless told False.
     layout : {"bhld", "blhd"}
     out : array, optional
         Where to put the output: q's shape with dv in place of d.

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from cuflash._dispatch import backend
-from cuflash._problem import decoding
+from cuflash._problem import caches, options
+from cuflash._storage import Storage
 
 __all__ = ["KVCache"]
 
 
-class KVCache:
+class KVCache(Storage):
     """Keys and values of `batch` sequences, each with room for `capacity` tokens.
 
     Parameters
@@ -24,10 +24,11 @@ class KVCache:
     value_dim : int, optional
         Features of a value, by default `head_dim`.
     dtype : dtype, optional
-        float16, bfloat16, float32 or float64. Required unless `like` gives it.
+        float16, bfloat16, float32 or float64; or "int8" or "float8_e4m3fn", which keep a scale for each vector.
+        Required unless `like` gives it.
     grow : bool
         Whether an append that does not fit enlarges the cache, to at least twice its capacity. `k` and `v` are then
-        new arrays.
+        new arrays, and so are the scales.
     xp : module
         The array library, `numpy`.
     like : array, optional
@@ -38,6 +39,8 @@ class KVCache:
     k : array, shape (b, capacity, hk, d)
     v : array, shape (b, capacity, hk, dv)
         Plain arrays. Whatever lies behind a sequence's length is never read.
+    k_scale, v_scale : float32 arrays, shape (b, capacity, hk), or None
+        Of a quantised cache: what each vector of `k` and `v` is to be multiplied by.
     lengths : int32 array, shape (b,)
         Tokens of each sequence.
 
@@ -67,15 +70,10 @@ class KVCache:
         self, batch: int, capacity: int, kv_heads: int, head_dim: int, *, value_dim: int | None = None,
         dtype: Any = None, grow: bool = False, xp: Any = np, like: Any = None,
     ) -> None:  # fmt: skip
-        shape = decoding.cache_shape("KVCache", batch, capacity, kv_heads, head_dim, value_dim)
-        self.grow = decoding.options.read_flag("KVCache", "grow", grow)
-        self._home = decoding.cache_home("KVCache", xp, like)
-        backend("KVCache", self._home)
-        library = import_module(self._home)
-        dtype = decoding.cache_dtype("KVCache", dtype, like)
-        self.k = library.zeros((shape.batch, shape.capacity, shape.kv_heads, shape.head_dim), dtype)
-        self.v = library.zeros((shape.batch, shape.capacity, shape.kv_heads, shape.value_dim), dtype)
-        self.lengths = library.zeros(shape.batch, library.int32)
+        sizes = {"batch": batch, "capacity": capacity, "kv_heads": kv_heads, "head_dim": head_dim}
+        shape = caches.cache_shape("KVCache", sizes, value_dim)
+        self.grow = options.read_flag("KVCache", "grow", grow)
+        super().__init__(shape, shape.rows, dtype, xp, like)
 
     @property
     def batch(self) -> int:
@@ -87,40 +85,11 @@ class KVCache:
         """Tokens that each sequence has room for."""
         return int(self.k.shape[1])
 
-    @property
-    def kv_heads(self) -> int:
-        """Key/value heads."""
-        return int(self.k.shape[2])
-
-    @property
-    def head_dim(self) -> int:
-        """Features of a key."""
-        return int(self.k.shape[3])
-
-    @property
-    def value_dim(self) -> int:
-        """Features of a value."""
-        return int(self.v.shape[3])
-
-    @property
-    def dtype(self) -> Any:
-        """dtype of keys and values."""
-        return self.k.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of `k` and `v` together."""
-        return int(self.k.nbytes + self.v.nbytes)
-
     def __repr__(self) -> str:
         return (
             f"KVCache(batch={self.batch}, capacity={self.capacity}, kv_heads={self.kv_heads}, "
             f"head_dim={self.head_dim}, dtype={self.dtype}, {self.nbytes} bytes)"
         )
-
-    def __copy__(self) -> KVCache:
-        """A cache of its own: two caches that shared arrays would disagree about lengths after an append."""
-        return deepcopy(self)
 
     def append(self, k: Any, v: Any, /, *, seqs: Any = None, lengths: Any = None, layout: str = "bhld") -> None:
         """Put new tokens behind those that each sequence already has.
@@ -128,7 +97,8 @@ class KVCache:
         Parameters
         ----------
         k : array, shape (b, hk, l, d)
-            New keys, of the cache's dtype; (b, l, hk, d) with ``layout="blhd"``.
+            New keys, of the cache's dtype, or float16, bfloat16 or float32 where it is quantised; (b, l, hk, d) with
+            ``layout="blhd"``.
         v : array, shape (b, hk, l, dv)
             New values.
         seqs : integers, shape (b,), optional
@@ -154,23 +124,25 @@ class KVCache:
         >>> cache.lengths
         array([3, 1], dtype=int32)
         """
-        new = decoding.append_call(self, k, v, seqs, lengths, layout)
-        starts = self.lengths if new.rows is None else self.lengths[new.rows]
+        function = "KVCache.append"
+        new = caches.append_call(function, self, k, v, seqs, lengths, layout)
+        starts = self.lengths[new.rows]
+        caches.check_lengths(function, starts, self.capacity)
         needed = int((starts + new.counts).max(initial=0))
         if self.grow and needed > self.capacity:
             self._enlarge(max(needed, 2 * self.capacity))
-        decoding.check_room(self, needed)
-        backend("KVCache.append", self._home).append(new, self.k, self.v, starts)
-        if new.rows is None:
-            self.lengths += new.counts
-        else:
-            self.lengths[new.rows] += new.counts
+        caches.check_room(function, needed, self.capacity)
+        backend(function, self._home).append(new, self._store(), starts)
+        self.lengths[new.rows] += new.counts
 
     def _enlarge(self, capacity: int) -> None:
-        old, library = (self.k, self.v), import_module(self._home)
-        k, v = (library.zeros((array.shape[0], capacity, *array.shape[2:]), array.dtype) for array in old)
-        k[:, : self.capacity], v[:, : self.capacity] = old
-        self.k, self.v = k, v
+        """All new arrays are there before the first takes its place."""
+        zeros = import_module(self._home).zeros
+        old = {name: array for name, array in self._store()._asdict().items() if array is not None}
+        new = {name: zeros((len(array), capacity, *array.shape[2:]), array.dtype) for name, array in old.items()}
+        for name, array in old.items():
+            new[name][:, : array.shape[1]] = array
+        vars(self).update(new)
 
     def truncate(self, seq: Any, length: Any) -> None:
         """Forget the tokens of some sequences from position `length` on.
@@ -197,5 +169,23 @@ class KVCache:
         >>> cache.lengths
         array([3, 0], dtype=int32)
         """
-        rows, kept = decoding.truncate_call(self, seq, length)
+        rows, kept = caches.truncate_call("KVCache.truncate", self, seq, length)
         self.lengths[rows] = kept
+
+    def check(self) -> None:
+        """Look whether `lengths`, if written by hand, are sound. On a GPU this waits for the device.
+
+        Raises
+        ------
+        ProblemError
+            For a length outside 0..capacity.
+
+        Examples
+        --------
+        >>> import cuflash
+        >>> cache = cuflash.KVCache(2, 4, kv_heads=1, head_dim=2, dtype="float32")
+        >>> cache.lengths[:] = 3
+        >>> cache.check()
+        """
+        caches.check_lengths_array("KVCache.check", self)
+        caches.check_lengths("KVCache.check", self.lengths, self.capacity)

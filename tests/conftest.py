@@ -80,6 +80,8 @@ class NumpyBackend:
             return
         small = {"BLOCK_ROWS": 8, "SCORE_TILE": 32, "KV_TILE_MOST": 8, "BLOCKS_WANTED": 6, "BLOCK_ROWS_LEAST": 4}
         small |= {"PART_KEYS": 16, "BACKWARD_PART_KEYS_LEAST": 8, "SMALL_WORK": 0}
+        small |= {"BOUNDED_ROWS_LEAST": 4, "BOUNDED_SCORES_LEAST": 0, "LOAD_TILE": 32, "LOAD_KEYS_LEAST": 2}
+        small |= {"BLOCK_WORK_LEAST": 0}
         plans = (_plan.make_plan, _plan.make_backward_plan)
         with pytest.MonkeyPatch.context() as patch:
             for name, value in small.items():
@@ -243,8 +245,10 @@ class Check:
 
     def on_host(self, cache):
         """What the reference reads of a cache."""
-        arrays = {name: self.backend.to_numpy(getattr(cache, name)) for name in ("k", "v", "lengths")}
-        return SimpleNamespace(**arrays)
+        names = ("k", "v", "lengths", "k_scale", "v_scale", "page_table")
+        arrays = {name: getattr(cache, name) for name in names if getattr(cache, name) is not None}
+        order = {"seqs": cache.seqs} if "page_table" in arrays else {}
+        return SimpleNamespace(**{name: self.backend.to_numpy(x) for name, x in arrays.items()}, **order)
 
 
 @pytest.fixture(scope="session")
@@ -375,14 +379,47 @@ def assert_close():
 
 @pytest.fixture(scope="session")
 def make_cache(backend):
-    """`make_cache(k, v, lengths, capacity=)`: a cache whose every row beyond its length is NaN."""
+    """`make_cache(k, v, lengths, capacity=, dtype=)`: a cache whose every row beyond its length is NaN."""
 
-    def make(k, v, lengths, capacity=None):
+    def make(k, v, lengths, capacity=None, dtype=None):
         b, hk, length, d = k.shape
-        cache = cuflash.KVCache(b, capacity or length, hk, d, value_dim=v.shape[-1], dtype=k.dtype)
-        cache.k[...] = np.nan
-        cache.v[...] = np.nan
+        cache = cuflash.KVCache(b, capacity or length, hk, d, value_dim=v.shape[-1], dtype=dtype or k.dtype)
+        poison(cache)
         cache.append(backend.asarray(k), backend.asarray(v), lengths=backend.asarray(np.array(lengths, int)))
+        return cache
+
+    return make
+
+
+def poison(cache):
+    """NaN wherever a cache keeps numbers; the codes of a quantised one are whatever, under a scale of NaN."""
+    for codes, scale in ((cache.k, cache.k_scale), (cache.v, cache.v_scale)):
+        if scale is None:
+            codes[...] = np.nan
+        else:
+            codes.view(np.int8)[...] = 0x7F
+            scale[...] = np.nan
+
+
+@pytest.fixture(scope="session")
+def make_paged(backend):
+    """`make_paged(k, v, lengths, page_size=5, dtype=)`: pages in no order, NaN in all that no sequence fills."""
+
+    def make(k, v, lengths, page_size=5, dtype=None):
+        _, hk, length, d = k.shape
+        pages = sum(-(-int(n) // page_size) for n in lengths) + 2
+        cache = cuflash.PagedKVCache(pages, page_size, hk, d, value_dim=v.shape[-1], dtype=dtype or k.dtype)
+        poison(cache)
+        single = [cache.add() for _ in range(pages)]
+        for seq in single:
+            cache.reserve(seq, 1)
+        for seq in np.random.default_rng(pages).permutation(single).tolist():
+            cache.free(seq)
+        seqs = [cache.add() for _ in lengths]
+        for start in range(0, length, 2 * page_size + 1):  # so that the sequences' pages alternate
+            part = [backend.asarray(x[:, :, start : start + 2 * page_size + 1]) for x in (k, v)]
+            counts = np.clip(np.array(lengths, int) - start, 0, part[0].shape[2])
+            cache.append(*part, seqs=seqs, lengths=counts)
         return cache
 
     return make

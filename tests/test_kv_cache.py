@@ -15,7 +15,8 @@ import cuflash
 
 def state(cache):
     """Every byte of a cache."""
-    return [x.tobytes() for x in (cache.k, cache.v, cache.lengths)] + [cache.k.shape, cache.v.shape]
+    arrays = [x for x in (cache.k, cache.v, cache.lengths, cache.k_scale, cache.v_scale) if x is not None]
+    return [x.tobytes() for x in arrays] + [x.shape for x in arrays]
 
 
 def stored(backend, cache, row):
@@ -278,3 +279,12 @@ def test_a_copy_is_a_cache_of_its_own(duplicate, make_cache, backend, normal, sa
     assert backend.to_numpy(other.lengths).tolist() == [2, 4]
     for array, kept in zip((original.k, original.v, original.lengths), before, strict=True):
         same_bytes(backend.to_numpy(array), kept)
+
+
+@pytest.mark.parametrize("length", [-1, 9])
+def test_check_looks_at_lengths(length):
+    cache = cuflash.KVCache(2, 8, 1, 4, dtype=np.float32)
+    assert cache.check() is None and cache.sync() is None
+    cache.lengths[1] = length
+    with pytest.raises(cuflash.ProblemError, match=rf"KVCache.check: `cache.lengths` holds {length}, but must lie"):
+        cache.check()

@@ -75,12 +75,18 @@ ARRAYS = {
     "attention: `v` must be a numpy.ndarray or cupy.ndarray, got str; convert it to one first": attention(v="v"),
     "attention: `q` must be a numpy.ndarray or cupy.ndarray, got NoneType; convert": attention(q=None),
     "attention: `v` must be a numpy.ndarray or cupy.ndarray, got float; use numpy.asarray": attention(v=1.0),
-    "attention: `q` must be a numpy.ndarray or cupy.ndarray, got decimal.Decimal": attention(q=__import__("decimal").Decimal(1)),
+    "attention: `q` must be a numpy.ndarray or cupy.ndarray, got decimal.Decimal": attention(
+        q=__import__("decimal").Decimal(1)
+    ),
     "attention: `v` must be a numpy.ndarray or cupy.ndarray, got NoneType": attention(v=None),
-    "attention_weights: `k` must be a numpy.ndarray or cupy.ndarray, got NoneType": lambda: cuflash.attention_weights(Q, None),
+    "attention_weights: `k` must be a numpy.ndarray or cupy.ndarray, got NoneType": lambda: cuflash.attention_weights(
+        Q, None
+    ),
     "attention_backward: `dout` must be a numpy.ndarray or cupy.ndarray, got NoneType": backward(dout=None),
     "attention_backward: `lse` must be a numpy.ndarray or cupy.ndarray, got NoneType": backward(lse=None),
-    "attention: `q` is a numpy.ma.MaskedArray, whose hidden entries would be read; pass its .data": attention(q=np.ma.array(Q)),
+    "attention: `q` is a numpy.ma.MaskedArray, whose hidden entries would be read; pass its .data": attention(
+        q=np.ma.array(Q)
+    ),
     "attention: `k` is a numpy.matrix; pass numpy.asarray(k)": attention(k=arr(7, 64).view(np.matrix)),
     "attention: `q` is a numpy array, but `k` is a cupy array; nothing is moved": attention(k=CUPY),
     "attention: `q` is a cupy array, but `k` is a numpy array": attention(q=CUPY),
@@ -88,7 +94,9 @@ ARRAYS = {
     "attention: `q` is a numpy array, but `mask` is a cupy array": attention(mask=CUPY),
     "attention: `q` is a numpy array, but `bias` is a cupy array": attention(bias=CUPY),
     "attention: `q` is a numpy array, but `kv_lengths` is a cupy array": attention(kv_lengths=CUPY),
-    "attention: `q` has dtype int64, but must be float16, bfloat16, float32 or float64": attention(q=arr(2, 8, 5, 64, dtype=int)),
+    "attention: `q` has dtype int64, but must be float16, bfloat16, float32 or float64": attention(
+        q=arr(2, 8, 5, 64, dtype=int)
+    ),
     "attention: `q` has dtype complex128, but must be": attention(q=arr(2, 8, 5, 64, dtype=complex)),
     "attention: `q` has dtype bool, but must be": attention(q=arr(2, 8, 5, 64, dtype=bool)),
     "attention: `q` has dtype object, but must be": attention(q=arr(2, 8, 5, 64, dtype=object)),
@@ -100,15 +108,21 @@ ARRAYS = {
     "rotary: `x` must be a numpy.ndarray or cupy.ndarray, got list": lambda: cuflash.rotary([[1.0, 2.0]], 0),
     "rotary: `x` has dtype int64, but must be": lambda: cuflash.rotary(arr(3, 4, dtype=int), 0),
     "rotary: `positions` must hold real numbers, got dtype <U1": lambda: cuflash.rotary(arr(3, 4), "a"),
-    "rotary: `freqs` must hold real numbers, got dtype complex128": lambda: cuflash.rotary(arr(3, 4), 0, freqs=[1j, 2j]),
-    "decode: `cache` must be a KVCache, got ndarray": lambda: cuflash.decode(arr(2, 8, 64), K),
+    "rotary: `freqs` must hold real numbers, got dtype complex128": lambda: cuflash.rotary(
+        arr(3, 4), 0, freqs=[1j, 2j]
+    ),
+    "decode: `cache` must be a KVCache or PagedKVCache, got ndarray": lambda: cuflash.decode(arr(2, 8, 64), K),
     "decode: `q` has dtype float32, but `cache` has float64": decode(q=arr(2, 8, 64, dtype=F32)),
     "KVCache.append: `k` has dtype float32, but `cache` has float64": append(k=arr(2, 2, 1, 64, dtype=F32)),
     "KVCache.append: `k` must be a numpy.ndarray or cupy.ndarray, got list": append(k=[1.0]),
     "KVCache: `dtype` is missing; give it, or an array of that dtype as `like`": lambda: KVCache(1, 1, 1, 1),
-    "KVCache: `dtype` is int8, but must be float16, bfloat16, float32 or float64": lambda: KVCache(1, 1, 1, 1, dtype=np.int8),
+    "KVCache: `dtype` is int16, but must be float16, bfloat16, float32 or float64, or int8 or float8_e4m3fn": lambda: (
+        KVCache(1, 1, 1, 1, dtype=np.int16)
+    ),
     "KVCache: `like` must be a numpy.ndarray or cupy.ndarray, got list": lambda: KVCache(1, 1, 1, 1, like=[1.0]),
-    "KVCache: `xp` must be an array library such as numpy, got 'numpy'": lambda: KVCache(1, 1, 1, 1, dtype=F32, xp="numpy"),
+    "KVCache: `xp` must be an array library such as numpy, got 'numpy'": lambda: KVCache(
+        1, 1, 1, 1, dtype=F32, xp="numpy"
+    ),
     "merge: `outs` must be a numpy.ndarray or cupy.ndarray, got int": lambda: cuflash.merge(1, 2),
     "merge: `outs[1]` must be a numpy.ndarray or cupy.ndarray, got list": lambda: cuflash.merge([V, [1]], [LSE, LSE]),
     "merge: part 1 has dtypes float32 and float64, but must have float64 and float64": lambda: cuflash.merge(
@@ -130,22 +144,32 @@ OPTIONS = {
     "attention: `window` must be an integer, got 1.5": attention(window=1.5),
     "attention: `window` must be an integer, got True": attention(window=True),
     "attention: `window` is Window(left=1, right=0), a mask: pass it as `mask`": attention(window=masks.Window(1, 0)),
-    "attention: `mask` has dtype float64, but must be boolean (True = takes part); numbers to be added to the scores go to `bias`": attention(mask=arr(5, 7)),
+    "attention: `mask` has dtype float64, but must be boolean (True = takes part); numbers to be added to the scores go to `bias`": attention(
+        mask=arr(5, 7)
+    ),
     "attention: `mask` has dtype int64, but must be boolean": attention(mask=arr(5, 7, dtype=int)),
     "attention: `mask` is a numpy.ma.MaskedArray": attention(mask=np.ma.array(arr(5, 7, dtype=bool))),
     "attention: `mask` must be a numpy.ndarray or cupy.ndarray, got str": attention(mask="causal"),
-    "attention: `bias` is boolean, but is added to the scores; what to hide goes to `mask`": attention(bias=arr(5, 7, dtype=bool)),
-    "attention: `bias` has dtype float16, but must be float64 as `q` is, or float32": attention(bias=arr(5, 7, dtype=np.float16)),
+    "attention: `bias` is boolean, but is added to the scores; what to hide goes to `mask`": attention(
+        bias=arr(5, 7, dtype=bool)
+    ),
+    "attention: `bias` has dtype float16, but must be float64 as `q` is, or float32": attention(
+        bias=arr(5, 7, dtype=np.float16)
+    ),
     "attention: `sinks` has dtype int64, but must be float64 as `q` is, or float32": attention(sinks=arr(8, dtype=int)),
     "attention: `kv_lengths` must hold integers of at most 64 bits, got dtype float64": attention(kv_lengths=arr(2)),
     "attention: `kv_lengths` must be an integer or an array of integers, got 3.0": attention(kv_lengths=3.0),
     "attention: `q_offset` must be an integer or an array of integers, got True": attention(q_offset=True),
-    "attention: `q_offset` must hold integers of at most 64 bits, got dtype bool": attention(q_offset=arr(2, dtype=bool)),
+    "attention: `q_offset` must hold integers of at most 64 bits, got dtype bool": attention(
+        q_offset=arr(2, dtype=bool)
+    ),
     "attention: `out` has dtype float32, but must be float64": attention(out=arr(2, 8, 5, 64, dtype=F32)),
     "attention: `lse_out` has dtype float32, but must be float64": attention(lse_out=arr(2, 8, 5, dtype=F32)),
     "attention: `workspace` has dtype float64, but must be uint8": attention(workspace=arr(8)),
     "attention_backward: `deterministic` must be True or False, got 'yes'": backward(deterministic="yes"),
-    "attention_backward: `lse` has dtype float32, but must be float64, as attention returns it": backward(lse=LSE.astype(F32)),
+    "attention_backward: `lse` has dtype float32, but must be float64, as attention returns it": backward(
+        lse=LSE.astype(F32)
+    ),
     "attention_backward: `dlse` has dtype float32, but must be float64": backward(dlse=LSE.astype(F32)),
     "attention_backward: `dout` has dtype float32, but `q` has float64": backward(dout=Q.astype(F32)),
     "attention_vjp: `return_lse` must be True or False, got 2": lambda: cuflash.attention_vjp(Q, K, V, return_lse=2),
@@ -161,7 +185,9 @@ OPTIONS = {
     "KVCache.truncate: `seq` must be an integer, got 'all'": lambda: cache().truncate("all", 0),
     "rotary: `dim` must be an integer, got 2.0": lambda: cuflash.rotary(arr(3, 4), 0, dim=2.0),
     "rotary: `interleaved` must be True or False, got 0": lambda: cuflash.rotary(arr(3, 4), 0, interleaved=0),
-    "rotary: `base` must be a real number of Python or NumPy, got None": lambda: cuflash.rotary(arr(3, 4), 0, base=None),
+    "rotary: `base` must be a real number of Python or NumPy, got None": lambda: cuflash.rotary(
+        arr(3, 4), 0, base=None
+    ),
     "merge: `axis` must be an integer, got 'parts'": lambda: cuflash.merge(Q, LSE, axis="parts"),
     "Window: `left` must be an integer or None, got 1.5": lambda: masks.Window(1.5, 0),
     "Window: `right` must be an integer or None, got False": lambda: masks.Window(1, False),
@@ -171,34 +197,54 @@ VALUES = {
     "attention: `v` has lk=6, but `k` has lk=7 (shapes (2, 2, 6, 64) and (2, 2, 7, 64))": attention(v=arr(2, 2, 6, 64)),
     "attention: `k` has d=32, but `q` has d=64 (shapes (2, 2, 7, 32) and (2, 8, 5, 64))": attention(k=arr(2, 2, 7, 32)),
     "attention: `v` has hk=4, but `k` has hk=2": attention(v=arr(2, 4, 7, 64)),
-    "attention: `k` has hk=3 heads, which does not divide hq=8 of `q`": attention(k=arr(2, 3, 7, 64), v=arr(2, 3, 7, 64)),
-    "attention: `k` has hk=8 heads, which does not divide hq=1 of `q`": attention(q=arr(1, 5, 64), k=arr(8, 7, 64), v=arr(8, 7, 64)),
-    "attention: the leading axes do not broadcast: (2,) of `q`, (3,) of `k`, (3,) of `v`": attention(k=arr(3, 2, 7, 64), v=arr(3, 2, 7, 64)),
-    "attention: `k` has 2 axes, but `q` has 4 (shapes (7, 64) and (2, 8, 5, 64)); two axes are one head only if all": attention(k=arr(7, 64)),
+    "attention: `k` has hk=3 heads, which does not divide hq=8 of `q`": attention(
+        k=arr(2, 3, 7, 64), v=arr(2, 3, 7, 64)
+    ),
+    "attention: `k` has hk=8 heads, which does not divide hq=1 of `q`": attention(
+        q=arr(1, 5, 64), k=arr(8, 7, 64), v=arr(8, 7, 64)
+    ),
+    "attention: the leading axes do not broadcast: (2,) of `q`, (3,) of `k`, (3,) of `v`": attention(
+        k=arr(3, 2, 7, 64), v=arr(3, 2, 7, 64)
+    ),
+    "attention: `k` has 2 axes, but `q` has 4 (shapes (7, 64) and (2, 8, 5, 64)); two axes are one head only if all": attention(
+        k=arr(7, 64)
+    ),
     "attention: `q` must have 2 axes or more, got shape (64,)": attention(q=arr(64)),
     "attention: `k` must have 2 axes or more, got shape ()": attention(k=np.array(1.0)),
     "attention_weights: `q` must have 2 axes": lambda: cuflash.attention_weights(arr(6), arr(6)),
-    "attention: `layout` is 'lbhd', but must be \"bhld\" or \"blhd\"": attention(layout="lbhd"),
+    'attention: `layout` is \'lbhd\', but must be "bhld" or "blhd"': attention(layout="lbhd"),
     "attention: `layout` is None, but must be": attention(layout=None),
     "attention: `scale` is nan, but must be finite": attention(scale=float("nan")),
     "attention: `scale` is inf, but must be finite": attention(scale=np.inf),
     "attention: `softcap` is 0.0, but must be positive; None caps nothing": attention(softcap=0.0),
     "attention: `softcap` is -1.0, but must be positive": attention(softcap=-1),
-    "attention: `scale` is 1e+39, beyond the numbers that float32 is computed in": lambda: cuflash.attention(*[arr(3, 4, dtype=F32)] * 3, scale=1e39),
-    "attention: `softcap` is 1e-46, beyond the numbers that float32 is computed in": lambda: cuflash.attention(*[arr(3, 4, dtype=F32)] * 3, softcap=1e-46),
+    "attention: `scale` is 1e+39, beyond the numbers that float32 is computed in": lambda: cuflash.attention(
+        *[arr(3, 4, dtype=F32)] * 3, scale=1e39
+    ),
+    "attention: `softcap` is 1e-46, beyond the numbers that float32 is computed in": lambda: cuflash.attention(
+        *[arr(3, 4, dtype=F32)] * 3, softcap=1e-46
+    ),
     "attention: `softcap` is inf, but must be finite": attention(softcap=np.inf),
     "attention: `window` is -1, but a side reaches 0 or more positions; None is unlimited": attention(window=-1),
     "attention: `window` is (3, -2), but a side reaches": attention(window=(3, -2)),
     "attention: `window` is (1, 2, 3), but must be None, an integer or (left, right)": attention(window=(1, 2, 3)),
-    "attention: `mask` has shape (7, 5), which does not broadcast to the scores (..., hq, lq, lk) = (2, 8, 5, 7)": attention(mask=arr(7, 5, dtype=bool)),
-    "attention: `mask` has shape (1, 2, 8, 5, 7), which does not broadcast": attention(mask=arr(1, 2, 8, 5, 7, dtype=bool)),
+    "attention: `mask` has shape (7, 5), which does not broadcast to the scores (..., hq, lq, lk) = (2, 8, 5, 7)": attention(
+        mask=arr(7, 5, dtype=bool)
+    ),
+    "attention: `mask` has shape (1, 2, 8, 5, 7), which does not broadcast": attention(
+        mask=arr(1, 2, 8, 5, 7, dtype=bool)
+    ),
     "attention: `bias` has shape (8,), which does not broadcast to the scores": attention(bias=arr(8)),
     "attention: `bias` has shape (3,), but the slopes' shape (hq,) is (8,)": attention(bias=Alibi([1, 2, 3])),
     "attention: `sinks` has shape (2,), but (hq,) is (8,)": attention(sinks=arr(2)),
     "attention: `kv_lengths` is 8, but must lie in 0..7": attention(kv_lengths=8),
     "attention: `kv_lengths` is -1 at (1,), but must lie in 0..7": attention(kv_lengths=np.array([7, -1])),
-    "attention: `kv_lengths` has shape (3,), which does not broadcast to the batch axes = (2,)": attention(kv_lengths=np.array([1, 1, 1])),
-    "attention: `q_offset` has shape (2, 8), which does not broadcast to the batch axes = (2,)": attention(q_offset=arr(2, 8, dtype=int)),
+    "attention: `kv_lengths` has shape (3,), which does not broadcast to the batch axes = (2,)": attention(
+        kv_lengths=np.array([1, 1, 1])
+    ),
+    "attention: `q_offset` has shape (2, 8), which does not broadcast to the batch axes = (2,)": attention(
+        q_offset=arr(2, 8, dtype=int)
+    ),
     "attention: `precision` is 'fp8', but must be None or \"tf32\"": attention(precision="fp8"),
     "attention: `out` has shape (2, 5, 8, 64), but the output is (2, 8, 5, 64)": attention(out=arr(2, 5, 8, 64)),
     "attention: `out` overlaps `q` in memory; pass an array of its own": attention(out=Q),
@@ -208,12 +254,18 @@ VALUES = {
         Q, K, V, out=np.lib.stride_tricks.as_strided(arr(2, 8, 5, 8), (2, 8, 5, 64), (2560, 320, 64, 0))
     ),
     "attention: `out` is read-only; pass an array that may be written": attention(out=read_only(arr(2, 8, 5, 64))),
-    "attention: `workspace` has shape (2, 4), but one axis of bytes is (8,)": attention(workspace=arr(2, 4, dtype=np.uint8)),
-    "attention_backward: `dout` has shape (2, 8, 5, 7), but the output is (2, 8, 5, 64)": backward(dout=arr(2, 8, 5, 7)),
+    "attention: `workspace` has shape (2, 4), but one axis of bytes is (8,)": attention(
+        workspace=arr(2, 4, dtype=np.uint8)
+    ),
+    "attention_backward: `dout` has shape (2, 8, 5, 7), but the output is (2, 8, 5, 64)": backward(
+        dout=arr(2, 8, 5, 7)
+    ),
     "attention_backward: `out` has shape (8, 5, 64), but the output is (2, 8, 5, 64)": backward(out=arr(8, 5, 64)),
     "attention_backward: `lse` has shape (2, 5, 8), but (..., hq, lq) is (2, 8, 5)": backward(lse=arr(2, 5, 8)),
     "attention_backward: `dlse` has shape (8, 5), but (..., hq, lq) is (2, 8, 5)": backward(dlse=arr(8, 5)),
-    "attention_weights: `out` has shape (2, 8, 5, 8), but the scores (..., hq, lq, lk) is (2, 8, 5, 7)": weights(out=arr(2, 8, 5, 8)),
+    "attention_weights: `out` has shape (2, 8, 5, 8), but the scores (..., hq, lq, lk) is (2, 8, 5, 7)": weights(
+        out=arr(2, 8, 5, 8)
+    ),
     "attention_weights: `out` overlaps `mask` in memory": lambda: cuflash.attention_weights(
         arr(1, 1), arr(8, 1), mask=(shared := arr(1, 8)).view(bool)[:, ::8], out=shared
     ),
@@ -229,7 +281,9 @@ VALUES = {
     "decode: `cache.lengths` holds -1, but must lie in 0..8": decode(lengths=-1),
     "decode: `cache.lengths` has shape (3,), but (b,) of the cache is (2,)": decode(replaced=np.zeros(3, int)),
     "decode: `bias` has 2 keys on its last axis, but the longest sequence of `cache` has 3": decode(bias=arr(2)),
-    "decode: `bias` has shape (3, 1, 5), which does not broadcast to (b, hq, lq, keys) = (2, 8, 1, 5)": decode(bias=arr(3, 1, 5)),
+    "decode: `bias` has shape (3, 1, 5), which does not broadcast to (b, hq, lq, keys) = (2, 8, 1, 5)": decode(
+        bias=arr(3, 1, 5)
+    ),
     "decode: `out` has shape (2, 64), but the output is (2, 8, 64)": decode(out=arr(2, 64)),
     "decode: `window` is (-3, 0), but a side reaches": decode(window=(-3, 0)),
     "KVCache: `capacity` is -1, but must be 0 or more": lambda: KVCache(1, -1, 1, 1, dtype=F32),
@@ -248,16 +302,22 @@ VALUES = {
     "rotary: `x` must have 2 axes or more, got shape (4,)": lambda: cuflash.rotary(arr(4), 0),
     "rotary: `dim` is 3, but must be even and lie in 0..4, x's last axis": lambda: cuflash.rotary(arr(3, 4), 0, dim=3),
     "rotary: `dim` is 6, but must be even": lambda: cuflash.rotary(arr(3, 4), 0, dim=6),
-    "rotary: `positions` has shape (4,), which does not broadcast to (..., l) = (3,)": lambda: cuflash.rotary(arr(3, 4), np.arange(4)),
+    "rotary: `positions` has shape (4,), which does not broadcast to (..., l) = (3,)": lambda: cuflash.rotary(
+        arr(3, 4), np.arange(4)
+    ),
     "rotary: `freqs` has shape (4,), but (dim / 2,) is (2,)": lambda: cuflash.rotary(arr(3, 4), 0, freqs=arr(4)),
     "rotary: `base` is -1.0, but must be positive": lambda: cuflash.rotary(arr(3, 4), 0, base=-1.0),
     "rotary: `out` overlaps `x` in memory": lambda: cuflash.rotary(Q, 0, out=Q),
     "merge: `outs` is empty, but there must be at least one part": lambda: cuflash.merge([], []),
     "merge: `outs` has 2 parts, but `lses` has 1": lambda: cuflash.merge([Q, Q], [LSE]),
     "merge: `outs[1]` has shape (2, 2, 7, 64), but outs[0] is (2, 8, 5, 64)": lambda: cuflash.merge([Q, V], [LSE, LSE]),
-    "merge: `lses[0]` has shape (8, 5), but outs[0] without its last axis is (2, 8, 5)": lambda: cuflash.merge([Q], [LSE[0]]),
+    "merge: `lses[0]` has shape (8, 5), but outs[0] without its last axis is (2, 8, 5)": lambda: cuflash.merge(
+        [Q], [LSE[0]]
+    ),
     "merge: `axis` is 3, but `outs` has shape (2, 8, 5, 64)": lambda: cuflash.merge(Q, LSE, axis=3),
-    "merge: `axis` is 1, but `outs` is a sequence: its parts are already apart": lambda: cuflash.merge([Q], [LSE], axis=1),
+    "merge: `axis` is 1, but `outs` is a sequence: its parts are already apart": lambda: cuflash.merge(
+        [Q], [LSE], axis=1
+    ),
     "Alibi: `slopes` must have one axis (hq,), got shape (1, 2)": lambda: Alibi([[1.0, 2.0]]),
     "Alibi: `slopes` must be finite": lambda: Alibi([np.nan]),
     "Window: `left` is -1, but a window reaches 0 or more positions": lambda: masks.Window(-1, 0),
@@ -267,11 +327,15 @@ VALUES = {
 UNSUPPORTED = {
     'attention: `precision`="tf32" has no kernel on NumPy; None computes in IEEE float32': attention(precision="tf32"),
     "attention: cupy arrays have no backend in this version": lambda: cuflash.attention(CUPY, CUPY, CUPY),
-    "KVCache: math arrays have no backend in this version": lambda: KVCache(1, 1, 1, 1, dtype=F32, xp=ModuleType("math")),
+    "KVCache: math arrays have no backend in this version": lambda: KVCache(
+        1, 1, 1, 1, dtype=F32, xp=ModuleType("math")
+    ),
 }
 
 FULL = {
-    "KVCache.append: a sequence would have 9 tokens, but the cache has capacity=8; truncate it": append(k=arr(2, 2, 6, 64)),
+    "KVCache.append: a sequence would have 9 tokens, but the cache has capacity=8; truncate it": append(
+        k=arr(2, 2, 6, 64)
+    ),
 }
 
 CASES = [
@@ -325,5 +389,7 @@ def test_errors_are_the_builtins_a_caller_would_catch():
 @pytest.mark.parametrize("threads", ["0", "-2", "two", "1.5"])
 def test_a_wrong_number_of_threads_is_named(monkeypatch, threads):
     monkeypatch.setenv("CUFLASH_NUM_THREADS", threads)
-    with pytest.raises(ProblemError, match=re.escape(f"CUFLASH_NUM_THREADS is {threads!r}, but must be a whole number")):
+    with pytest.raises(
+        ProblemError, match=re.escape(f"CUFLASH_NUM_THREADS is {threads!r}, but must be a whole number")
+    ):
         cuflash.attention(Q, K, V)

@@ -39,6 +39,8 @@ class Problem(NamedTuple):
     ragged: bool  # offsets or lengths differ between batch entries
     kv_batch: tuple[int, ...]  # `batch`, with 1 where the keys or the values are broadcast
     splits: int | None = None  # parts the keys are cut into, where the caller asks for a number
+    stored: str | None = None  # dtype of quantised keys and values
+    page_size: int | None = None  # tokens of a page, where keys and values lie in pages
 
     @property
     def group(self) -> int:
@@ -64,6 +66,9 @@ class Operands(NamedTuple):
     slopes: Array | None = None  # (hq,), of Alibi
     sinks: Array | None = None  # (hq,)
     seqs: Array | None = None  # (b,): the row of k and v that each row of q belongs to; None is its own
+    page_table: Array | None = None  # (rows, entries): `seqs` are its rows; k and v are (pages, hk, page_size, dim)
+    k_scale: Array | None = None  # of quantised keys, as k without its last axis
+    v_scale: Array | None = None
 
 
 class Call(NamedTuple):
@@ -122,8 +127,8 @@ def attention_call(
         else options.read_integers(function, "q_offset", q_offset, batch, home),
         kv_lengths=lk if kv_lengths is None
         else options.read_integers(function, "kv_lengths", kv_lengths, batch, home, 0, lk),
-        mask=_read_mask(function, mask, sizes.scores, home),
-        bias=_read_bias(function, bias, sizes.scores, home, q.dtype),
+        mask=read_mask(function, mask, sizes.scores, home),
+        bias=read_bias(function, bias, sizes.scores, home, q.dtype),
         slopes=read_slopes(function, bias, hq),
         sinks=read_sinks(function, sinks, hq, q.dtype),
     )  # fmt: skip
@@ -138,7 +143,7 @@ def attention_call(
     )  # fmt: skip
     if out is not None or lse_out is not None or workspace is not None:
         given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}
-        _check_outputs(function, out, lse_out, workspace, sizes, q.dtype, dtype, given)
+        check_outputs(function, out, lse_out, workspace, sizes.out, sizes.lse, q.dtype, dtype, given)
     return Call(problem, operands, home, q, form, sizes.out, sizes.lse, wanted, out, lse_out)
 
 
@@ -221,7 +226,8 @@ def _add_head(array: Array | None) -> Array | None:
 _SCORES = "the scores (..., hq, lq, lk)"
 
 
-def _read_mask(function: str, mask: Any, target: tuple[int, ...], home: str) -> Array | None:
+def read_mask(function: str, mask: Any, target: tuple[int, ...], home: str, axes: str = _SCORES) -> Array | None:
+    """A mask array as a view broadcast to the scores; a structured mask is read by `options.read_span`."""
     if mask is None or isinstance(mask, masks.Window):
         return None
     arrays.check_library(function, "mask", mask, home)
@@ -230,14 +236,17 @@ def _read_mask(function: str, mask: Any, target: tuple[int, ...], home: str) -> 
             f"{function}: `mask` has dtype {mask.dtype}, but must be boolean (True = takes part); "
             "numbers to be added to the scores go to `bias`"
         )
-    return match_broadcast(function, "mask", mask, target, _SCORES)
+    return match_broadcast(function, "mask", mask, target, axes)
 
 
-def _read_bias(function: str, bias: Any, target: tuple[int, ...], home: str, dtype: Any) -> Array | None:
+def read_bias(
+    function: str, bias: Any, target: tuple[int, ...], home: str, dtype: Any, axes: str = _SCORES
+) -> Array | None:
+    """A bias array as a view broadcast to the scores; slopes are read by `read_slopes`."""
     if bias is None or isinstance(bias, Alibi):
         return None
     check_bias_array(function, bias, home, dtype)
-    return match_broadcast(function, "bias", bias, target, _SCORES)
+    return match_broadcast(function, "bias", bias, target, axes)
 
 
 def check_bias_array(function: str, bias: Any, home: str, dtype: Any) -> None:
@@ -267,15 +276,16 @@ def read_sinks(function: str, sinks: Any, hq: int, dtype: Any) -> Array | None:
     return sinks
 
 
-def _check_outputs(
-    function: str, out: Any, lse_out: Any, workspace: Any, sizes: _Shapes, dtype: Any, dtype_name: str,
-    given: dict[str, Any],
+def check_outputs(
+    function: str, out: Any, lse_out: Any, workspace: Any, out_shape: tuple[int, ...], lse_shape: tuple[int, ...],
+    dtype: Any, dtype_name: str, given: dict[str, Any],
 ) -> None:  # fmt: skip
+    """The arrays to be written, each of its shape and overlapping neither another nor what is `given`."""
     if out is not None:
-        arrays.check_output(function, "out", out, sizes.out, "the output", dtype, **given)
+        arrays.check_output(function, "out", out, out_shape, "the output", dtype, **given)
     if lse_out is not None:
         lse_dtype = arrays.lse_dtype(dtype_name)
-        arrays.check_output(function, "lse_out", lse_out, sizes.lse, "the lse", lse_dtype, **given, out=out)
+        arrays.check_output(function, "lse_out", lse_out, lse_shape, "the lse", lse_dtype, **given, out=out)
     if workspace is not None:
         shape = (workspace.size,)
         arrays.check_output(function, "workspace", workspace, shape, "one axis of bytes", np.uint8, **given,
@@ -303,7 +313,15 @@ def backward_call(
 ) -> Backward:  # fmt: skip
     """Check and normalise `attention_backward`; `given` are attention's options."""
     options.read_flag(function, "deterministic", deterministic)
-    call = attention_call(function, q, k, v, **given)
+    return with_results(attention_call(function, q, k, v, **given), dout, q, k, v, out, lse, dlse, given)
+
+
+def with_results(
+    call: Call, dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, dlse: Any, given: dict[str, Any],
+    axes: str = "(..., hq, lq)",
+) -> Backward:  # fmt: skip
+    """A checked forward call and what came out of it, checked here; `axes` are those of the lse."""
+    function = call.problem.function
     home = arrays.same_library(function, "q", q=q, dout=dout, out=out, lse=lse)
     arrays.check_optional(function, home, "q", dlse=dlse)
     arrays.same_float(function, "q", q=q, dout=dout, out=out)
@@ -311,11 +329,11 @@ def backward_call(
     match_exact(function, "out", out.shape, call.out_shape, "the output")
     for name, array in (("lse", lse), ("dlse", dlse)):
         if array is not None:
-            match_exact(function, name, array.shape, call.lse_shape, "(..., hq, lq)")
+            match_exact(function, name, array.shape, call.lse_shape, axes)
             if array.dtype != call.problem.accumulator:
                 raise TypeError(
                     f"{function}: `{name}` has dtype {array.dtype}, but must be {np.dtype(call.problem.accumulator)}, "
-                    "as attention returns it"
+                    f"as {function.removesuffix('_backward')} returns it"
                 )
     bias, sinks = given.get("bias"), given.get("sinks")
     return Backward(

@@ -131,8 +131,9 @@ def read_integers(
     home: str,
     low: int | None = None,
     high: int | None = None,
+    axes: str = "the batch axes",
 ) -> int | Array:
-    """An integer, or integers broadcast to the batch axes; on NumPy each must lie in [low, high] where given."""
+    """An integer, or integers broadcast to `batch`, named `axes`; on NumPy each must lie in [low, high] where given."""
     if type(value) is int or isinstance(value, np.integer):
         values: Any = np.asarray(int(value))
     elif isinstance(value, (list, tuple)):
@@ -147,7 +148,7 @@ def read_integers(
     _check_range(function, name, values, low, high)
     if values.ndim == 0:
         return int(values)
-    return match_broadcast(function, name, values, batch, "the batch axes")
+    return match_broadcast(function, name, values, batch, axes)
 
 
 def _check_range(function: str, name: str, values: Array, low: int | None, high: int | None) -> None:

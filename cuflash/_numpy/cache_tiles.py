@@ -1,0 +1,111 @@
+"""Keys and values of a sequence whose tokens lie in pages, or are codes with a scale for each vector.
+
+Scales multiply scores and weights: there are fewer of those than numbers in the vectors. What is gathered from pages
+has the order of memory that it would have in a contiguous cache, and so gives the same bits.
+"""
+
+from __future__ import annotations
+
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from cuflash._numpy.blocks import Block
+from cuflash._numpy.kv_tiles import KeyValueTiles, as_operand
+from cuflash._numpy.quantised import widen_codes
+from cuflash._plan import CpuPlan
+from cuflash._problem.attention import Operands, Problem
+
+Array = Any
+
+
+class CacheKeyValues:
+    """The keys and values of a cache, handed out for each block, as `KeyValues` does of arrays."""
+
+    def __init__(self, problem: Problem, operands: Operands, plan: CpuPlan) -> None:
+        self._problem, self._operands, self._load = problem, operands, plan.load
+
+    def of(self, block: Block) -> CacheTiles:
+        """Those of the sequence of a block, and of the key/value heads that its queries share."""
+        return CacheTiles(self._problem, self._operands, block, self._load)
+
+
+class CacheTiles(KeyValueTiles):
+    """The keys and values that one block reads, (1, hk, keys, dim)."""
+
+    def __init__(self, problem: Problem, operands: Operands, block: Block, load: int) -> None:
+        super().__init__(operands.k, operands.v, problem.accumulator, load, None)
+        self._k_scale, self._v_scale = operands.k_scale, operands.v_scale
+        self._heads = slice(block.heads.start // problem.group, -(-block.heads.stop // problem.group))
+        (entry,) = block.entry
+        self._row = entry if operands.seqs is None else int(operands.seqs[entry])
+        self._start = block.keys.start
+        self._places: Array | None = None  # of the block's keys among the tokens of all pages
+        if operands.page_table is not None and problem.page_size is not None:
+            size = problem.page_size
+            entry, before = divmod(block.keys.start, size)
+            pages = operands.page_table[self._row, entry : -(-block.keys.stop // size)].astype(np.intp)
+            np.maximum(pages, 0, out=pages)  # with validate=False, whatever page there is in place of a missing one
+            places = (pages[:, None] * size + np.arange(size)).ravel()
+            self._places = places[before : before + block.keys.stop - block.keys.start]
+        self._memory: dict[Any, Array] = {}
+
+    def k(self, keys: slice) -> Array:
+        """Keys as BLAS takes them; not yet scaled, if they are codes. The next load may overwrite them."""
+        return self._operand(self._k, keys)
+
+    def v(self, keys: slice) -> Array:
+        """Values likewise."""
+        return self._operand(self._v, keys)
+
+    def products(self, q: Array, keys: slice, out: Array, center: Array | None = None) -> None:
+        """As in `KeyValueTiles`, and scaled."""
+        super().products(q, keys, out, center)
+        if self._k_scale is not None:
+            out *= self._scales(self._k_scale, keys)
+
+    def weighted(self, weights: Array, keys: slice) -> Array:
+        """As in `KeyValueTiles`, and scaled."""
+        if self._v_scale is not None:
+            weights = weights * self._scales(self._v_scale, keys)
+        return super().weighted(weights, keys)
+
+    def _operand(self, array: Array, keys: slice) -> Array:
+        tokens = self._tokens(array, keys)
+        if self._k_scale is None:
+            return as_operand(tokens.swapaxes(0, 1)[None], self._dtype)
+        wide = self._load_of(tokens.shape, self._dtype)
+        widen_codes(tokens, wide)
+        return wide.swapaxes(0, 1)[None]
+
+    def _scales(self, array: Array, keys: slice) -> Array:
+        return self._tokens(array, keys).T[:, None]
+
+    def _tokens(self, array: Array, keys: slice) -> Array:
+        """The tokens at `keys` of an array (rows, hk, tokens, ...) as (keys, hk, ...).
+
+        They lie as if all heads did, beside each other: products of other strides may round differently.
+        """
+        array = array.swapaxes(1, 2)
+        if self._places is None:
+            return array[self._row, keys, self._heads]
+        places = self._places[keys.start - self._start : keys.stop - self._start]
+        flat = array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
+        first, last = int(places[0]), int(places[-1])
+        if last - first == len(places) - 1 and (places[1:] > places[:-1]).all():
+            return flat[first : last + 1, self._heads]
+        gathered = self._load_of((len(places), *flat.shape[1:]), flat.dtype)
+        some = gathered[:, self._heads]
+        if some.shape == gathered.shape:
+            return flat.take(places, axis=0, out=gathered, mode="clip")
+        some[...] = flat[places, self._heads]
+        return some
+
+    def _load_of(self, shape: tuple[int, ...], dtype: Any) -> Array:
+        """Memory for one load."""
+        size, dtype = prod(shape), np.dtype(dtype)
+        found = self._memory.get(dtype)
+        if found is None or found.size < size:
+            found = self._memory[dtype] = np.empty(size, dtype)
+        return found[:size].reshape(shape)

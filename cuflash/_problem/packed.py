@@ -1,0 +1,194 @@
+"""One call on packed sequences: members of different lengths, one behind another on a single axis, each on its own."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from cuflash._problem import arrays, options
+from cuflash._problem.arrays import Array
+from cuflash._problem.attention import (
+    Backward,
+    Call,
+    Operands,
+    Problem,
+    check_outputs,
+    heads_first,
+    read_bias,
+    read_mask,
+    read_sinks,
+    read_slopes,
+    with_results,
+)
+from cuflash._problem.match import match
+from cuflash.errors import ProblemError
+
+
+class Pack(NamedTuple):
+    """A checked call on n members.
+
+    The problem has batch (n,), and lq and lk of the longest member. The operands q, k and v have no batch axis, they
+    are (heads, total, dim); `mask` and `bias` are (n, hq, lq, lk), of which a member takes its first queries and keys.
+    """
+
+    call: Call
+    q_starts: Array  # (n + 1,) int64
+    kv_starts: Array  # likewise
+
+
+class PackBackward(NamedTuple):
+    """A checked call of the gradient."""
+
+    pack: Pack
+    given: Backward
+
+
+class Member(NamedTuple):
+    """One sequence of a pack."""
+
+    queries: slice  # where they lie on the packed axis
+    keys: slice  # the real ones alone, so that nothing below needs their length
+    q_offset: int
+
+
+_AXES = {"q": ("total_q", "hq", "d"), "k": ("total_k", "hk", "d"), "v": ("total_k", "hk", "dv")}
+_MEMBERS = "the members (n,)"
+_SCORES = "the scores (n, hq, longest lq, longest lk)"
+
+
+def varlen_call(
+    function: str, q: Array, k: Array, v: Array, q_starts: Any, kv_starts: Any, *, causal: Any = False,
+    window: Any = None, mask: Any = None, bias: Any = None, scale: Any = None, softcap: Any = None, sinks: Any = None,
+    q_offset: Any = None, kv_lengths: Any = None, precision: Any = None, out: Any = None, lse_out: Any = None,
+    workspace: Any = None, return_lse: Any = False,
+) -> Pack:  # fmt: skip
+    """Check and normalise `attention_varlen`."""
+    home = arrays.same_library(function, "q", q=q, k=k, v=v)
+    arrays.check_optional(function, home, "q", sinks=sinks, out=out, lse_out=lse_out, workspace=workspace)
+    dtype = arrays.same_float(function, "q", q=q, k=k, v=v)
+    dims = _match_axes(function, {"q": q.shape, "k": k.shape, "v": v.shape})
+    hq, d = dims["hq"], dims["d"]
+    q_starts = _read_starts(function, "q_starts", q_starts, home, "q", dims["total_q"])
+    kv_starts = _read_starts(function, "kv_starts", kv_starts, home, "k", dims["total_k"])
+    if q_starts.size != kv_starts.size:
+        raise ProblemError(
+            f"{function}: `kv_starts` has {kv_starts.size - 1} members, but `q_starts` has {q_starts.size - 1} "
+            f"(shapes {kv_starts.shape} and {q_starts.shape}); a member without keys starts where it ends"
+        )
+    options.read_precision(function, precision)
+    wanted = options.read_flag(function, "return_lse", return_lse)
+    left, right = options.read_span(function, causal, window, mask)
+    lq, lk = np.diff(q_starts), np.diff(kv_starts)
+    scores = (lq.size, hq, int(lq.max(initial=0)), int(lk.max(initial=0)))
+    operands = Operands(
+        q=heads_first(q, "blhd"), k=heads_first(k, "blhd"), v=heads_first(v, "blhd"),
+        q_offset=lk - lq if q_offset is None
+        else options.read_integers(function, "q_offset", q_offset, lq.shape, home, axes=_MEMBERS),
+        kv_lengths=lk if kv_lengths is None else _read_kv_lengths(function, kv_lengths, lk, home),
+        mask=read_mask(function, mask, scores, home, _SCORES),
+        bias=read_bias(function, bias, scores, home, q.dtype, _SCORES),
+        slopes=read_slopes(function, bias, hq), sinks=read_sinks(function, sinks, hq, q.dtype),
+    )  # fmt: skip
+    problem = Problem(
+        function, dtype, lq.shape, hq, dims["hk"], *scores[2:], d, dims["dv"],
+        options.read_scale(function, scale, d, dtype), options.read_softcap(function, softcap, dtype), left, right,
+        operands.mask is not None, None if operands.bias is None else bias.shape, operands.slopes is not None,
+        sinks is not None, kv_lengths is not None, True, lq.shape,
+    )  # fmt: skip
+    out_shape, lse_shape = (dims["total_q"], hq, dims["dv"]), (hq, dims["total_q"])
+    given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}
+    check_outputs(function, out, lse_out, workspace, out_shape, lse_shape, q.dtype, dtype, given)
+    call = Call(problem, operands, home, q, "blhd", out_shape, lse_shape, wanted, out, lse_out)
+    return Pack(call, q_starts, kv_starts)
+
+
+def varlen_backward_call(
+    function: str, dout: Array, q: Array, k: Array, v: Array, out: Array, lse: Array, q_starts: Any, kv_starts: Any, *,
+    dlse: Any = None, deterministic: Any = True, **given: Any,
+) -> PackBackward:  # fmt: skip
+    """Check and normalise `attention_varlen_backward`; `given` are the forward call's options."""
+    options.read_flag(function, "deterministic", deterministic)
+    pack = varlen_call(function, q, k, v, q_starts, kv_starts, **given)
+    backward = with_results(pack.call, dout, q, k, v, out, lse, dlse, given, "(hq, total_q)")
+    return PackBackward(pack, backward)
+
+
+def _match_axes(function: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+    """Sizes of the named axes of q, k and v."""
+    for name, shape in shapes.items():
+        if len(shape) != 3:
+            raise ProblemError(
+                f"{function}: `{name}` must have 3 axes ({', '.join(_AXES[name])}), got {len(shape)}: shape {shape}; "
+                f"give one head an axis with {name}[:, None], and reshape (b, l, h, d) to (b * l, h, d)"
+            )
+    dims = match(function, *((name, shape, _AXES[name]) for name, shape in shapes.items()))
+    hq, hk = dims["hq"], dims["hk"]
+    if (hq % hk if hk else hq) != 0:
+        raise ProblemError(
+            f"{function}: `k` has hk={hk} heads, which does not divide hq={hq} of `q` (shapes {shapes['k']} and "
+            f"{shapes['q']}); packed arrays have the length first: (total, heads, dim)"
+        )
+    return dims
+
+
+def _read_starts(function: str, name: str, starts: Any, home: str, of: str, total: int) -> Array:
+    """Where members start and the last one ends: integers from 0 to `total`, the length of the array named `of`."""
+    if isinstance(starts, (list, tuple)):
+        starts = np.asarray(starts, dtype=None if starts else np.int64)
+    else:
+        arrays.check_library(function, name, starts, home)
+    if starts.dtype.kind not in "iu":
+        raise TypeError(f"{function}: `{name}` must hold integers of at most 64 bits, got dtype {starts.dtype}")
+    if starts.ndim != 1 or not starts.size:
+        raise ProblemError(
+            f"{function}: `{name}` has shape {starts.shape}, but must be (n + 1,): where each of n members starts, and "
+            "where the last one ends"
+        )
+    starts = starts.astype(np.int64)
+    if starts[0] != 0:
+        raise ProblemError(
+            f"{function}: `{name}` begins with {starts[0]}, but must begin with 0; "
+            "lengths become starts by numpy.cumsum([0, *lengths])"
+        )
+    falls = np.flatnonzero(starts[1:] < starts[:-1])
+    if falls.size:
+        at = int(falls[0])
+        raise ProblemError(f"{function}: `{name}` falls from {starts[at]} to {starts[at + 1]} at member {at}")
+    if starts[-1] != total:
+        raise ProblemError(
+            f"{function}: `{name}` ends with {starts[-1]}, but `{of}` has total_{of}={total}; "
+            "the last entry is where the last member ends"
+        )
+    return starts
+
+
+def _read_kv_lengths(function: str, kv_lengths: Any, lk: Array, home: str) -> Array:
+    """How many keys of each member are real; none has more than it has."""
+    lengths = options.read_integers(function, "kv_lengths", kv_lengths, lk.shape, home, 0, axes=_MEMBERS)
+    lengths = np.broadcast_to(lengths, lk.shape)
+    wrong = np.flatnonzero(lengths > lk)
+    if wrong.size:
+        m = int(wrong[0])
+        raise ProblemError(f"{function}: `kv_lengths` is {lengths[m]} for member {m}, which has lk={lk[m]}")
+    return lengths
+
+
+def list_members(pack: Pack) -> list[Member]:
+    """Every member of a pack that lies in the host's memory, in order; some may have no query or no key."""
+    q_starts, kv_starts = pack.q_starts.tolist(), pack.kv_starts.tolist()
+    numbers = pack.call.operands.q_offset, pack.call.operands.kv_lengths
+    offsets, lengths = (np.broadcast_to(x, pack.call.problem.batch).tolist() for x in numbers)
+    return [
+        Member(slice(start, stop), slice(first, first + length), offset)
+        for start, stop, first, length, offset in zip(q_starts, q_starts[1:], kv_starts, lengths, offsets)
+    ]
+
+
+def member_problem(problem: Problem, lq: int, lk: int) -> Problem:
+    """The problem of a member of these lengths, which it shares with all others of the same lengths."""
+    bias = problem.bias
+    if bias is not None:
+        heads, rows, keys = (1, 1, 1, *bias)[-3:]
+        bias = (heads, 1 if rows == 1 else lq, 1 if keys == 1 else lk)
+    return problem._replace(batch=(), lq=lq, lk=lk, bias=bias, kv_lengths=False, ragged=False, kv_batch=())

@@ -1,0 +1,396 @@
+"""The paged key/value cache: sequences of any length take pages as they grow, share them, and give them back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from cuflash._dispatch import backend
+from cuflash._pages import Pages
+from cuflash._problem import caches
+from cuflash._storage import Storage
+
+__all__ = ["PagedKVCache"]
+
+
+class PagedKVCache(Storage):
+    """Keys and values of any number of sequences, in pages of `page_size` tokens that are taken as they are needed.
+
+    A sequence takes a page when it grows into it, so one pool serves short sequences and long ones. Forked sequences
+    share the pages of what they have in common, and one that writes into a shared page gets a copy of it first.
+
+    Parameters
+    ----------
+    pages, page_size : int
+        Pages of the pool, and tokens in each.
+    kv_heads, head_dim : int
+        Key/value heads and their features.
+    value_dim : int, optional
+        Features of a value, by default `head_dim`.
+    dtype : dtype, optional
+        As in `KVCache`, quantised ones among them. Required unless `like` gives it.
+    xp : module
+        The array library, `numpy`.
+    like : array, optional
+        Take library and dtype from this array.
+
+    Attributes
+    ----------
+    k : array, shape (pages, page_size, hk, d)
+    v : array, shape (pages, page_size, hk, dv)
+        Plain arrays. What lies in free pages and behind a sequence's length is never read.
+    k_scale, v_scale : float32 arrays, shape (pages, page_size, hk), or None
+        Of a quantised cache: what each vector of `k` and `v` is to be multiplied by.
+    lengths : int32 array, shape (rows,)
+        Tokens of each sequence: ``lengths[seq]``.
+    page_table : int32 array, shape (rows, entries)
+        Token i of a sequence is in page ``page_table[seq, i // page_size]``, at ``i % page_size``; -1 is no page.
+
+    Raises
+    ------
+    TypeError, ProblemError
+        For sizes that are no integers or too small, or an unsupported dtype.
+
+    Notes
+    -----
+    `lengths` and `page_table` are new arrays whenever `add`, `fork` or a longer sequence needs more of them.
+
+    References
+    ----------
+    Kwon et al., "Efficient memory management for large language model serving with PagedAttention", 2023.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> import cuflash
+    >>> cache = cuflash.PagedKVCache(pages=6, page_size=4, kv_heads=2, head_dim=8, dtype=np.float32)
+    >>> first, second = cache.add(), cache.add()
+    >>> k = v = np.ones((2, 2, 5, 8), dtype=np.float32)
+    >>> cache.append(k, v, lengths=[5, 1])
+    >>> third = cache.fork(first)
+    >>> cache.append(k[:1, :, :1], v[:1, :, :1], seqs=[third])  # into a page that is shared: it is copied
+    >>> cache.page_table[[first, second, third], :2]
+    array([[ 0,  1],
+           [ 2, -1],
+           [ 0,  3]], dtype=int32)
+    >>> q = np.ones((3, 4, 8), dtype=np.float32)  # one new token of each sequence, four query heads
+    >>> cuflash.decode(q, cache).shape
+    (3, 4, 8)
+    >>> cache
+    PagedKVCache(pages=6, page_size=4, kv_heads=2, head_dim=8, dtype=float32, 3 sequences, 2 pages free, 3072 bytes)
+    """
+
+    def __init__(
+        self, pages: int, page_size: int, kv_heads: int, head_dim: int, *, value_dim: int | None = None,
+        dtype: Any = None, xp: Any = np, like: Any = None,
+    ) -> None:  # fmt: skip
+        sizes = {"pages": pages, "page_size": page_size, "kv_heads": kv_heads, "head_dim": head_dim}
+        shape = caches.cache_shape("PagedKVCache", sizes, value_dim)
+        self._pages = Pages(shape.rows, shape.tokens)
+        super().__init__(shape, len(self._pages.table), dtype, xp, like)
+
+    @property
+    def pages(self) -> int:
+        """Pages of the pool."""
+        return int(self.k.shape[0])
+
+    @property
+    def page_size(self) -> int:
+        """Tokens of a page."""
+        return int(self.k.shape[1])
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that no sequence holds."""
+        return self._pages.free_pages
+
+    @property
+    def seqs(self) -> tuple[int, ...]:
+        """The sequences, in the order in which they were added; what ``seqs=None`` means."""
+        return tuple(self._pages.live)
+
+    @property
+    def page_table(self) -> Any:
+        """int32 array, (rows, entries): the pages of each sequence in the order of its tokens; -1 is no page."""
+        return self._pages.table
+
+    def __repr__(self) -> str:
+        return (
+            f"PagedKVCache(pages={self.pages}, page_size={self.page_size}, kv_heads={self.kv_heads}, "
+            f"head_dim={self.head_dim}, dtype={self.dtype}, {len(self.seqs)} sequences, {self.free_pages} pages free, "
+            f"{self.nbytes} bytes)"
+        )
+
+    def add(self) -> int:
+        """Begin a sequence without tokens. It takes no page yet.
+
+        Returns
+        -------
+        int
+            What names the sequence: its row of `lengths` and `page_table`.
+
+        Examples
+        --------
+        >>> import cuflash
+        >>> cache = cuflash.PagedKVCache(4, 16, kv_heads=1, head_dim=8, dtype="float32")
+        >>> cache.add(), cache.add()
+        (0, 1)
+        """
+        seq = self._pages.add()
+        self._begin(seq, 0)
+        return seq
+
+    def fork(self, seq: int) -> int:
+        """Begin a sequence with all tokens of another, which stays as it is: beam search, a shared prompt.
+
+        The pages are shared until one of the two is appended to in a page that is not full: that one then gets a copy
+        of the page, which takes a free page.
+
+        Parameters
+        ----------
+        seq : int
+            The sequence to continue in two ways.
+
+        Returns
+        -------
+        int
+            The new sequence.
+
+        Raises
+        ------
+        TypeError, ProblemError
+            For what is no sequence of this cache.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cuflash
+        >>> cache = cuflash.PagedKVCache(4, 16, kv_heads=1, head_dim=8, dtype="float32")
+        >>> seq = cache.add()
+        >>> cache.append(*np.zeros((2, 1, 1, 20, 8), np.float32))
+        >>> cache.lengths[cache.fork(seq)], cache.free_pages
+        (np.int32(20), 2)
+        """
+        parent = caches.read_seq("PagedKVCache.fork", self, seq)
+        tokens = int(self.lengths[parent])
+        self._check_lengths("PagedKVCache.fork", [parent])
+        child = self._pages.fork(parent, tokens)
+        self._begin(child, tokens)
+        return child
+
+    def _begin(self, seq: int, tokens: int) -> None:
+        more = len(self._pages.table) - len(self.lengths)
+        if more:
+            self.lengths = np.concatenate([self.lengths, np.zeros(more, np.int32)])
+        self.lengths[seq] = tokens
+
+    def free(self, seq: int) -> None:
+        """End a sequence: pages that no other shares are free, and its number may be given again.
+
+        Parameters
+        ----------
+        seq : int
+
+        Raises
+        ------
+        TypeError, ProblemError
+            For what is no sequence of this cache.
+
+        Examples
+        --------
+        >>> import cuflash
+        >>> cache = cuflash.PagedKVCache(4, 16, kv_heads=1, head_dim=8, dtype="float32")
+        >>> cache.free(cache.add())
+        >>> cache.seqs
+        ()
+        """
+        seq = caches.read_seq("PagedKVCache.free", self, seq)
+        self._pages.free(seq)
+        self.lengths[seq] = 0
+
+    def append(self, k: Any, v: Any, /, *, seqs: Any = None, lengths: Any = None, layout: str = "bhld") -> None:
+        """Put new tokens behind those that each sequence already has, in new pages where the last is full.
+
+        Parameters
+        ----------
+        k : array, shape (b, hk, l, d)
+            New keys, of the cache's dtype, or float16, bfloat16 or float32 where it is quantised; (b, l, hk, d) with
+            ``layout="blhd"``.
+        v : array, shape (b, hk, l, dv)
+            New values.
+        seqs : integers, shape (b,), optional
+            Row i of `k` goes to sequence ``seqs[i]``; each once. By default all, in the order they were added.
+        lengths : int or integers, shape (b,), optional
+            How many of the l tokens are real, from the first; by default all.
+        layout : {"bhld", "blhd"}
+
+        Raises
+        ------
+        CacheFullError
+            If too few pages are free. Nothing is written or taken then.
+        TypeError, ProblemError
+            For arrays that do not fit the cache, or sequences that it does not have.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cuflash
+        >>> cache = cuflash.PagedKVCache(4, 2, kv_heads=1, head_dim=2, dtype=np.float64)
+        >>> seqs = [cache.add(), cache.add()]
+        >>> new = np.ones((2, 1, 3, 2))
+        >>> cache.append(new, new, lengths=[3, 1])
+        >>> cache.lengths[seqs], cache.free_pages
+        (array([3, 1], dtype=int32), 1)
+        """
+        function = "PagedKVCache.append"
+        new = caches.append_call(function, self, k, v, seqs, lengths, layout)
+        self._check_lengths(function, new.rows)
+        starts = self.lengths[new.rows]
+        self._take(function, new.rows.tolist(), starts.tolist(), (starts + new.counts).tolist())
+        backend(function, self._home).append(new, self._store(), starts)
+        self.lengths[new.rows] += new.counts
+
+    def _check_lengths(self, function: str, rows: Any) -> None:
+        caches.check_lengths(function, self.lengths[rows], self._pages.held[rows] * self.page_size)
+
+    def _take(self, function: str, seqs: list[int], starts: list[int], stops: list[int]) -> None:
+        """Give sequences pages of their own for tokens from `starts` to `stops`; all of them, or nothing changes."""
+        missing = self._pages.missing(zip(seqs, starts, stops))
+        if missing:
+            caches.check_pages(function, len(missing) <= self.free_pages, self.free_pages, self.pages)
+            copies = self._pages.take(missing)
+            if copies:
+                backend(function, self._home).copy_pages(self._store(), *zip(*copies))
+
+    def reserve(self, seq: int, tokens: int) -> None:
+        """Take the pages that `tokens` more tokens of a sequence need, so that appending them cannot fail.
+
+        That holds until the sequence is truncated, which frees what was reserved too, or forked, after which it shares
+        its last page.
+
+        Parameters
+        ----------
+        seq : int
+        tokens : int
+            Tokens beyond the present length.
+
+        Raises
+        ------
+        CacheFullError
+            If too few pages are free. None is taken then.
+        TypeError, ProblemError
+            For no sequence of this cache, or a negative number.
+
+        Examples
+        --------
+        >>> import cuflash
+        >>> cache = cuflash.PagedKVCache(4, 16, kv_heads=1, head_dim=8, dtype="float32")
+        >>> seq = cache.add()
+        >>> cache.reserve(seq, 40)
+        >>> cache.free_pages
+        1
+        """
+        function = "PagedKVCache.reserve"
+        seq, tokens = caches.read_seq(function, self, seq), caches.read_tokens(function, "tokens", tokens)
+        self._check_lengths(function, [seq])
+        start = int(self.lengths[seq])
+        self._take(function, [seq], [start], [start + tokens])
+
+    def truncate(self, seq: Any, length: Any) -> None:
+        """Forget the tokens of some sequences from position `length` on, and free the pages behind.
+
+        Parameters
+        ----------
+        seq : int, integers or None
+            A sequence, several, or None for all.
+        length : int or integers
+            Tokens to keep; never more than there are.
+
+        Raises
+        ------
+        TypeError, ProblemError
+            For sequences that are not there, a length beyond the present one, or one that ends in a page which `trim`
+            has freed. Nothing is changed then.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cuflash
+        >>> cache = cuflash.PagedKVCache(4, 2, kv_heads=1, head_dim=2, dtype=np.float64)
+        >>> seq = cache.add()
+        >>> cache.append(np.ones((1, 1, 7, 2)), np.ones((1, 1, 7, 2)))
+        >>> cache.truncate(seq, 3)
+        >>> cache.lengths[seq], cache.free_pages
+        (np.int32(3), 2)
+        """
+        self._check_lengths("PagedKVCache.truncate", list(self.seqs))
+        rows, kept = caches.truncate_call("PagedKVCache.truncate", self, seq, length)
+        for row, tokens in zip(rows.tolist(), kept.tolist()):
+            self._pages.truncate(row, tokens)
+        self.lengths[rows] = kept
+
+    def trim(self, seq: int, keep_first: int, keep_last: int) -> None:
+        """Free the pages of a sequence that lie wholly between its first `keep_first` and its last `keep_last` tokens.
+
+        Neither positions nor the length change; the keys and values in those pages are gone. So from then on `decode`
+        needs a window that does not reach them: with ``window=(left, 0)`` and lq new tokens, keep the last
+        ``left + lq`` or more. A `decode` that would look at a freed page is a ProblemError.
+
+        Parameters
+        ----------
+        seq : int
+        keep_first, keep_last : int
+            Tokens to keep at either end, 0 or more.
+
+        Raises
+        ------
+        TypeError, ProblemError
+            For no sequence of this cache, or a negative number.
+
+        Notes
+        -----
+        The first tokens are for what looks at them beside the window, as StreamingLLM does: fork the sequence, truncate
+        the fork to `keep_first` tokens, whose pages it shares, and merge what decoding over each of the two gives.
+
+        References
+        ----------
+        Xiao et al., "Efficient streaming language models with attention sinks", 2023.
+
+        Examples
+        --------
+        >>> import numpy as np
+        >>> import cuflash
+        >>> cache = cuflash.PagedKVCache(8, 4, kv_heads=1, head_dim=2, dtype=np.float64)
+        >>> seq = cache.add()
+        >>> cache.append(np.ones((1, 1, 30, 2)), np.ones((1, 1, 30, 2)))
+        >>> cache.trim(seq, 4, 9)
+        >>> cache.page_table[seq], cache.free_pages
+        (array([ 0, -1, -1, -1, -1,  5,  6,  7], dtype=int32), 4)
+        >>> cuflash.decode(np.ones((1, 1, 2)), cache, window=(8, 0))
+        array([[[1., 1.]]])
+        """
+        function = "PagedKVCache.trim"
+        seq = caches.read_seq(function, self, seq)
+        first = caches.read_tokens(function, "keep_first", keep_first)
+        last = caches.read_tokens(function, "keep_last", keep_last)
+        self._check_lengths(function, [seq])
+        self._pages.trim(seq, first, int(self.lengths[seq]) - last)
+
+    def check(self) -> None:
+        """Look whether `lengths` and `page_table`, if written by hand, are sound. On a GPU this waits for the device.
+
+        Raises
+        ------
+        ProblemError
+            For a length beyond the pages of its sequence, or a table that lists other pages than were taken.
+
+        Examples
+        --------
+        >>> import cuflash
+        >>> cuflash.PagedKVCache(4, 16, kv_heads=1, head_dim=8, dtype="float32").check()
+        """
+        function = "PagedKVCache.check"
+        caches.check_lengths_array(function, self)
+        self._check_lengths(function, list(self.seqs))
+        caches.check_table(function, self._pages.find_fault())

@@ -1,0 +1,493 @@
+"""PagedKVCache operation by operation: where tokens go, which pages are shared, taken and given back, and errors.
+
+`test_paged_machine` puts the operations together at random.
+"""
+
+import copy
+import pickle
+
+import numpy as np
+import pytest
+
+import cuflash
+
+
+def state(cache):
+    """Every byte of a cache."""
+    arrays = (cache.k, cache.v, cache.k_scale, cache.v_scale, cache.lengths, cache.page_table)
+    return [x.tobytes() for x in arrays if x is not None] + [cache.seqs, cache.free_pages]
+
+
+def stored(cache, seq, name="k"):
+    """Keys or values (hk, length, dim) of a sequence."""
+    i = np.arange(cache.lengths[seq])
+    pages = cache.page_table[seq, i // cache.page_size]
+    return getattr(cache, name)[pages, i % cache.page_size].swapaxes(0, 1)
+
+
+def pages_of(cache, seq):
+    """The row of the page table up to its last page."""
+    row = cache.page_table[seq].tolist()
+    while row and row[-1] < 0:
+        row.pop()
+    return row
+
+
+@pytest.fixture
+def tokens(backend, normal):
+    """`tokens(b, l, seed=)`: keys (b, 2, l, 3) that are the values as well."""
+    return lambda b, l, seed=0: backend.asarray(normal(b, 2, l, 3, seed=seed))
+
+
+def make(pages=8, page_size=4, lengths=(), dtype="float32", tokens=None):
+    """A cache of sequences of these lengths."""
+    cache = cuflash.PagedKVCache(pages, page_size, 2, 3, dtype=dtype)
+    if lengths:
+        seqs = [cache.add() for _ in lengths]
+        new = tokens(len(lengths), max(lengths))
+        cache.append(new, new, seqs=seqs, lengths=list(lengths))
+    return cache
+
+
+def test_a_new_cache(dtype):
+    cache = cuflash.PagedKVCache(6, 4, 2, 3, value_dim=5, dtype=dtype)
+    assert (cache.pages, cache.page_size, cache.kv_heads, cache.head_dim, cache.value_dim) == (6, 4, 2, 3, 5)
+    assert cache.k.shape == (6, 4, 2, 3)
+    assert cache.v.shape == (6, 4, 2, 5)
+    assert cache.k.dtype == cache.v.dtype == cache.dtype == dtype
+    assert cache.k_scale is None and cache.v_scale is None
+    assert cache.nbytes == 6 * 4 * 2 * 8 * dtype.itemsize
+    assert cache.lengths.dtype == cache.page_table.dtype == np.int32
+    assert (cache.seqs, cache.free_pages) == ((), 6)
+    assert (cache.page_table == -1).all()
+    assert cache.check() is None and cache.sync() is None
+
+
+def test_like_gives_the_dtype(normal):
+    assert cuflash.PagedKVCache(1, 2, 1, 4, like=normal(2, dtype="float16")).dtype == np.float16
+
+
+def test_a_quantised_cache_counts_its_scales():
+    cache = cuflash.PagedKVCache(6, 4, 2, 3, value_dim=5, dtype="int8")
+    assert cache.k_scale.shape == cache.v_scale.shape == (6, 4, 2)
+    assert cache.nbytes == 6 * 4 * 2 * (8 + 2 * 4)
+
+
+@pytest.mark.parametrize("layout", ["bhld", "blhd"])
+@pytest.mark.parametrize("page_size", [1, 3, 4, 100])
+def test_append_puts_tokens_behind_those_there(page_size, layout, dtype, backend, normal):
+    cache = cuflash.PagedKVCache(60, page_size, 3, 4, value_dim=5, dtype=dtype)
+    seqs = [cache.add(), cache.add()]
+    k, v = normal(2, 3, 13, 4, dtype=dtype), normal(2, 3, 13, 5, dtype=dtype, seed=1)
+    for part in (slice(0, 3), slice(3, 3), slice(3, 4), slice(4, 13)):
+        new = [x[:, :, part] if layout == "bhld" else x[:, :, part].swapaxes(1, 2) for x in (k, v)]
+        assert cache.append(*map(backend.asarray, new), layout=layout) is None
+        assert cache.lengths[seqs].tolist() == [part.stop] * 2
+        assert cache.free_pages == 60 - 2 * -(-part.stop // page_size)
+    for row, seq in enumerate(seqs):
+        np.testing.assert_array_equal(stored(cache, seq), k[row])
+        np.testing.assert_array_equal(stored(cache, seq, "v"), v[row])
+
+
+def test_append_of_views(view, check, normal):
+    cache = cuflash.PagedKVCache(8, 3, 3, 4, dtype=np.float32)
+    seqs = [cache.add(), cache.add()]
+    k, v = normal(2, 3, 8, 4), normal(2, 3, 8, 4, seed=1)
+    cache.append(*check.move((k, v), view))
+    for row, seq in enumerate(seqs):
+        np.testing.assert_array_equal(stored(cache, seq), k[row])
+        np.testing.assert_array_equal(stored(cache, seq, "v"), v[row])
+
+
+@pytest.mark.parametrize("lengths", [[2, 0, 3], np.array([2, 0, 3], np.uint8), 2])
+def test_append_of_some_tokens_to_some_sequences(lengths, tokens):
+    cache = make(12, 4, [3, 4, 5, 1], tokens=tokens)
+    first = tokens(4, 5)
+    new = tokens(3, 3, seed=1)
+    cache.append(new, new, seqs=[3, 0, 1], lengths=lengths)
+    for row, (seq, count) in enumerate(zip([3, 0, 1], np.broadcast_to(lengths, 3).tolist(), strict=True)):
+        before = [1, 3, 4][row]
+        expected = np.concatenate([first[seq, :, :before], new[row, :, :count]], axis=1)
+        np.testing.assert_array_equal(stored(cache, seq), expected)
+    np.testing.assert_array_equal(stored(cache, 2), first[2])
+    assert cache.k.any(axis=(2, 3)).sum() == cache.lengths.sum()  # and no token more
+
+
+def test_all_means_the_live_ones_in_order_of_add(tokens):
+    cache = make(8, 4, [1, 2, 3], tokens=tokens)
+    cache.free(0)
+    late = [cache.add() for _ in range(6)]
+    assert 0 in late  # a number comes back, last in order
+    assert cache.seqs == (1, 2, *late)
+    new = tokens(8, 1, seed=1)
+    cache.append(new, new)
+    for row, seq in enumerate(cache.seqs):
+        np.testing.assert_array_equal(stored(cache, seq)[:, -1], new[row, :, 0])
+    assert cache.lengths[list(cache.seqs)].tolist() == [3, 4] + [1] * 6
+
+
+def test_the_table_grows_with_sequences_and_tokens(tokens):
+    cache = make(300, 1, [100], tokens=tokens)
+    for _ in range(40):
+        cache.add()
+    new = tokens(41, 2, seed=1)
+    cache.append(new, new)
+    assert len(set(cache.seqs)) == 41
+    assert len(cache.lengths) == len(cache.page_table) >= 41
+    assert cache.lengths[list(cache.seqs)].tolist() == [102] + [2] * 40
+    np.testing.assert_array_equal(stored(cache, 0)[:, :100], tokens(1, 100)[0])
+    np.testing.assert_array_equal(stored(cache, cache.seqs[40]), new[40])
+    cache.check()
+
+
+# Too few pages.
+
+
+@pytest.mark.parametrize("dtype", ["float32", "int8"])
+@pytest.mark.parametrize(
+    ("count", "options"),
+    [
+        pytest.param(2, {"seqs": [0]}, id="a copy of the last page, and another page"),
+        pytest.param(5, {}, id="the first sequence fits, all do not"),
+        pytest.param(20, {"lengths": [0, 0, 14]}, id="the last one only"),
+    ],
+)
+def test_a_full_cache_stays_as_it_was(count, options, dtype, tokens):
+    cache = make(6, 4, [7, 5, 1], dtype=dtype, tokens=tokens)
+    child = cache.fork(0)
+    assert cache.free_pages == 1
+    options = {"seqs": [0, 1, 2], **options}
+    new = tokens(len(options["seqs"]), count, seed=1)
+    before = state(cache)
+    with pytest.raises(cuflash.CacheFullError, match="takes more pages than the 1 that are free of the cache's 6"):
+        cache.append(new, new, **options)
+    assert state(cache) == before
+    with pytest.raises(cuflash.CacheFullError, match=r"PagedKVCache\.reserve: takes more pages than the 1"):
+        cache.reserve(child, 2)  # a copy of the last page, and a page
+    assert state(cache) == before
+    cache.reserve(child, 1)
+    assert cache.free_pages == 0
+
+
+def test_an_unthinkable_reserve_fails_at_once():
+    cache = make()
+    cache.add()
+    with pytest.raises(cuflash.CacheFullError):
+        cache.reserve(0, 2**31 - 1)
+    assert cache.page_table.nbytes < 1e4
+
+
+def test_the_last_page_can_be_filled(tokens):
+    cache = make(2, 4, [4], tokens=tokens)
+    cache.append(tokens(1, 4, seed=1), tokens(1, 4, seed=1))
+    assert cache.free_pages == 0
+    cache.truncate(0, 5)
+    cache.append(tokens(1, 3, seed=2), tokens(1, 3, seed=2))
+    np.testing.assert_array_equal(stored(cache, 0)[:, 5:], tokens(1, 3, seed=2)[0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "error"),
+    [
+        ({"seqs": [0, 0, 1]}, cuflash.ProblemError),
+        ({"seqs": [0, 1, 3]}, cuflash.ProblemError),
+        ({"seqs": [0, 1, -1]}, cuflash.ProblemError),
+        ({"seqs": [0, 1]}, cuflash.ProblemError),
+        ({"seqs": [0.0, 1.0, 2.0]}, TypeError),
+        ({"lengths": [1, 1, 3]}, cuflash.ProblemError),
+        ({"lengths": [1, 1, -1]}, cuflash.ProblemError),
+        ({"layout": "hbld"}, cuflash.ProblemError),
+    ],
+    ids=str,
+)
+def test_a_wrong_append_leaves_the_cache_as_it_was(wrong, error, tokens):
+    cache = make(8, 4, [4, 4, 1], tokens=tokens)
+    new, before = tokens(3, 2, seed=1), state(cache)
+    with pytest.raises(error):
+        cache.append(new, new, **wrong)
+    with pytest.raises(TypeError):
+        cache.append(new, new.astype(np.float64))
+    with pytest.raises(cuflash.ProblemError):
+        cache.append(new, new[:, :, :1])
+    assert state(cache) == before
+
+
+# Forks.
+
+
+@pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 9])
+@pytest.mark.parametrize("writer", [0, 1])
+def test_forks_share_until_one_writes(writer, length, tokens):
+    cache = make(8, 4, [length], tokens=tokens)
+    used = 8 - cache.free_pages
+    pair = [0, cache.fork(0)]
+    assert cache.lengths[pair].tolist() == [length] * 2
+    assert pages_of(cache, pair[0]) == pages_of(cache, pair[1])
+    assert cache.free_pages == 8 - used
+    new = tokens(1, 2, seed=1)
+    cache.append(new, new, seqs=[pair[writer]])
+    whole = length // 4  # pages that stay shared
+    one, other = pages_of(cache, pair[writer]), pages_of(cache, pair[1 - writer])
+    assert one[:whole] == other[:whole]
+    assert not set(one[whole:]) & set(other[whole:])
+    first = tokens(1, length)[0]
+    np.testing.assert_array_equal(stored(cache, pair[1 - writer]), first)
+    for name in "kv":
+        np.testing.assert_array_equal(stored(cache, pair[writer], name), np.concatenate([first, new[0]], axis=1))
+    cache.append(new, new, seqs=[pair[1 - writer]])  # now alone in the page that was left: nothing is copied
+    assert pages_of(cache, pair[1 - writer])[: len(other)] == other
+    cache.check()
+
+
+def test_both_write_at_once_and_one_keeps_the_page(tokens):
+    cache = make(2, 4, [3], tokens=tokens)
+    child = cache.fork(0)
+    new = tokens(2, 1, seed=1)
+    cache.append(new, new)  # one page is free, and one is enough
+    for row, seq in enumerate((0, child)):
+        expected = np.concatenate([tokens(1, 3)[0], new[row]], axis=1)
+        np.testing.assert_array_equal(stored(cache, seq), expected)
+    assert cache.free_pages == 0
+
+
+def test_a_tree_of_forks(tokens):
+    cache = make(20, 4, [6], tokens=tokens)
+    family = [0]
+    for generation in range(3):
+        family += [cache.fork(seq) for seq in family]
+        new = tokens(len(family), 1, seed=generation)
+        cache.append(new, new, seqs=family)
+    assert len(family) == 8
+    assert len({pages_of(cache, seq)[0] for seq in family}) == 1
+    for seq in family[1:]:
+        cache.free(seq)
+        np.testing.assert_array_equal(stored(cache, 0)[:, :6], tokens(1, 6)[0])
+        cache.check()
+    assert cache.free_pages == 20 - 3
+
+
+def test_the_scales_are_copied_with_the_page(tokens):
+    cache = make(4, 4, [3], dtype="int8", tokens=tokens)
+    child = cache.fork(0)
+    before = [stored(cache, 0, name) for name in ("k", "v", "k_scale", "v_scale")]
+    cache.append(100 * tokens(1, 1, seed=1), 100 * tokens(1, 1, seed=1), seqs=[child])
+    for name, array in zip(("k", "v", "k_scale", "v_scale"), before, strict=True):
+        np.testing.assert_array_equal(stored(cache, child, name)[:, :3], array)
+        np.testing.assert_array_equal(stored(cache, 0, name), array)
+
+
+def test_lengths_lowered_by_hand_do_not_let_a_fork_write_into_the_other(tokens):
+    cache = make(9, 4, [12], tokens=tokens)
+    child = cache.fork(0)
+    cache.lengths[child] = 2
+    new = tokens(1, 9, seed=1)
+    cache.append(new, new, seqs=[child])
+    np.testing.assert_array_equal(stored(cache, 0), tokens(1, 12)[0])
+    np.testing.assert_array_equal(stored(cache, child), np.concatenate([tokens(1, 12)[0][:, :2], new[0]], axis=1))
+    cache.check()
+
+
+# What gives pages back.
+
+
+@pytest.mark.parametrize(
+    ("seq", "length", "expected", "free"),
+    [
+        (0, 3, [3, 6, 0], 5), (np.int64(1), 0, [9, 0, 0], 5), ([1, 0], [1, 4], [4, 1, 0], 6),
+        (np.array([0, 2]), 0, [0, 6, 0], 6), (None, 0, [0, 0, 0], 8), (None, [8, 5, 0], [8, 5, 0], 4),
+        ([], 0, [9, 6, 0], 3),
+    ],
+)  # fmt: skip
+def test_truncate(seq, length, expected, free, tokens):
+    cache = make(8, 4, [9, 6, 0], tokens=tokens)
+    assert cache.free_pages == 3
+    cache.truncate(seq, length)
+    assert cache.lengths[:3].tolist() == expected
+    assert cache.free_pages == free
+    np.testing.assert_array_equal(stored(cache, 0), tokens(3, 9)[0][:, : expected[0]])
+    cache.check()
+
+
+@pytest.mark.parametrize(
+    ("seq", "length"), [(1, 7), (0, -1), (3, 0), (-1, 0), (None, 7), ([0, 1], [9, 7]), ([0], [1, 2])]
+)
+def test_a_wrong_truncate_changes_nothing(seq, length, tokens):
+    cache = make(8, 4, [9, 6, 0], tokens=tokens)
+    before = state(cache)
+    with pytest.raises(cuflash.ProblemError):
+        cache.truncate(seq, length)
+    assert state(cache) == before
+
+
+def test_freed_pages_serve_others(tokens):
+    cache = make(3, 4, [12], tokens=tokens)
+    cache.free(0)
+    assert (cache.seqs, cache.free_pages) == ((), 3)
+    assert (cache.page_table == -1).all() and not cache.lengths.any()
+    seq = cache.add()
+    new = tokens(1, 12, seed=1)
+    cache.append(new, new)
+    np.testing.assert_array_equal(stored(cache, seq), new[0])
+    cache.check()
+
+
+@pytest.mark.parametrize("name", ["free", "fork"])
+@pytest.mark.parametrize("seq", [1, -1, 7, 100])
+def test_what_was_freed_is_no_sequence_any_more(seq, name, tokens):
+    cache = make(8, 4, [5, 5, 5], tokens=tokens)
+    cache.free(1)
+    before = state(cache)
+    with pytest.raises(cuflash.ProblemError, match=f"`seq` names sequence {seq}, which was never added or was freed"):
+        getattr(cache, name)(seq)
+    assert state(cache) == before
+
+
+@pytest.mark.parametrize(
+    ("first", "last", "gone"),
+    [
+        (0, 0, [0, 1, 2]), (0, 1, [0, 1, 2]), (0, 2, [0, 1, 2]), (0, 3, [0, 1]), (0, 6, [0, 1]), (0, 7, [0]),
+        (1, 2, [1, 2]), (4, 2, [1, 2]), (5, 2, [2]), (8, 2, [2]), (9, 2, []), (4, 7, []), (0, 14, []), (0, 99, []),
+        (99, 0, []), (99, 99, []),
+    ],
+)  # fmt: skip
+def test_trim_frees_whole_pages_in_between(first, last, gone, tokens):
+    cache = make(8, 4, [14], tokens=tokens)
+    before = pages_of(cache, 0)
+    assert cache.trim(0, first, last) is None
+    assert pages_of(cache, 0) == [-1 if entry in gone else page for entry, page in enumerate(before)]
+    assert cache.free_pages == 4 + len(gone)
+    assert cache.lengths[0] == 14
+    cache.trim(0, first, last)
+    assert cache.free_pages == 4 + len(gone)
+    new = tokens(1, 3, seed=1)
+    cache.append(new, new)
+    kept = [i for i in range(17) if i // 4 not in gone]
+    found = stored(cache, 0)[:, kept]
+    np.testing.assert_array_equal(found, np.concatenate([tokens(1, 14)[0], new[0]], axis=1)[:, kept])
+    cache.check()
+
+
+def test_trim_keeps_what_a_fork_shares(tokens):
+    cache = make(8, 4, [14], tokens=tokens)
+    child = cache.fork(0)
+    cache.trim(0, 0, 2)
+    assert cache.free_pages == 4
+    np.testing.assert_array_equal(stored(cache, child), tokens(1, 14)[0])
+    cache.free(child)
+    assert cache.free_pages == 7
+    grandchild = cache.fork(0)
+    assert pages_of(cache, grandchild) == pages_of(cache, 0)
+    cache.check()
+
+
+def test_a_stream_without_end_needs_few_pages(tokens):
+    """Positions go on; the window's pages are all that is held."""
+    cache = make(5, 4, [1], tokens=tokens)
+    for step in range(300):
+        new = tokens(1, 1, seed=step)
+        cache.append(new, new)
+        cache.trim(0, 0, 9)
+        assert 5 - cache.free_pages <= 4
+    assert cache.lengths[0] == 301
+    q = np.ones((1, 2, 3), np.float32)
+    assert np.isfinite(cuflash.decode(q, cache, window=(8, 0))).all()
+
+
+def test_truncate_into_what_was_trimmed(tokens):
+    cache = make(8, 4, [14], tokens=tokens)
+    cache.trim(0, 4, 2)  # tokens 4 to 11
+    for length in (5, 7, 9, 11):
+        before = state(cache)
+        with pytest.raises(cuflash.ProblemError, match=rf"`length` is {length} for row 0, but trim has freed the page"):
+            cache.truncate(0, length)
+        assert state(cache) == before
+    cache.truncate(0, 12)
+    new = tokens(1, 2, seed=1)
+    cache.append(new, new)
+    np.testing.assert_array_equal(stored(cache, 0)[:, 12:], new[0])
+    cache.truncate(0, 8)  # an end of a page, in the gap
+    cache.append(new, new)
+    np.testing.assert_array_equal(stored(cache, 0)[:, 8:], new[0])
+    cache.truncate(0, 3)
+    np.testing.assert_array_equal(stored(cache, 0), tokens(1, 14)[0][:, :3])
+    assert cache.free_pages == 7
+    cuflash.decode(np.ones((1, 2, 3), np.float32), cache)  # nothing is missing any more
+    cache.check()
+
+
+def test_reserve(tokens):
+    cache = make(8, 4, [6, 3], tokens=tokens)
+    cache.reserve(0, 2)
+    assert cache.free_pages == 5  # it fits where it is
+    cache.reserve(0, 11)
+    assert cache.free_pages == 2
+    cache.reserve(0, 0)
+    assert cache.free_pages == 2
+    child = cache.fork(0)
+    assert len(pages_of(cache, child)) == 2  # what is reserved is not shared
+    cache.free(child)
+    new = tokens(1, 11, seed=1)
+    held = pages_of(cache, 0)
+    cache.append(new, new, seqs=[0])
+    assert pages_of(cache, 0) == held
+    np.testing.assert_array_equal(stored(cache, 0)[:, 6:], new[0])
+    cache.truncate(0, 6)
+    assert cache.free_pages == 5
+
+
+# Written by hand; copies.
+
+
+@pytest.mark.parametrize("length", [-1, 9])
+def test_lengths_beyond_the_pages_are_an_error_everywhere(length, tokens):
+    cache = make(8, 4, [5, 5], tokens=tokens)
+    cache.lengths[1] = length
+    before, new = state(cache), tokens(1, 1, seed=1)
+    for call in (
+        cache.check, lambda: cache.append(new, new, seqs=[1]), lambda: cache.fork(1), lambda: cache.reserve(1, 1),
+        lambda: cache.trim(1, 0, 0), lambda: cache.truncate(1, 0), lambda: cache.truncate(1, 1000),
+    ):  # fmt: skip
+        with pytest.raises(cuflash.ProblemError, match=f"`cache.lengths` holds {length}, but must lie in 0..8"):
+            call()
+    assert state(cache) == before
+    cache.append(new, new, seqs=[0])  # the other one is sound
+    cache.free(1)
+    cache.check()
+
+
+@pytest.mark.parametrize(
+    ("where", "page", "fault"),
+    [
+        ((0, 0), 2, "page 0 is listed 0 times, but is held by 1"),
+        ((0, 2), 7, "a row of no sequence, or behind a sequence's pages, lists a page"),
+        ((5, 0), 0, "a row of no sequence, or behind a sequence's pages, lists a page"),
+        ((1, 1), 8, "page 8 is listed, but there are 8 pages"),
+    ],
+)
+def test_check_finds_a_table_changed_from_outside(where, page, fault, tokens):
+    cache = make(8, 4, [5, 5], tokens=tokens)
+    cache.page_table[where] = page
+    with pytest.raises(cuflash.ProblemError, match=f"`cache.page_table` was changed from outside: {fault}"):
+        cache.check()
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
+def test_a_copy_is_a_cache_of_its_own(duplicate, tokens):
+    original = make(8, 4, [5, 1], dtype="int8", tokens=tokens)
+    before = state(original)
+    other = duplicate(original)
+    assert state(other) == before
+    new = tokens(2, 4, seed=1)
+    other.append(new, new)
+    other.fork(0)
+    other.truncate(0, 2)
+    other.check()
+    assert state(original) == before
+    original.check()
+
+
+def test_explain_says_how_keys_are_kept(tokens):
+    cache = make(8, 4, [5], dtype="int8", tokens=tokens)
+    text = cuflash.explain(cuflash.decode, np.ones((1, 2, 3), np.float32), cache)
+    assert text.startswith("decode of float32, batch (1,), hq=2, hk=2, lq=1, lk=32, d=3, dv=3\n")
+    assert "int8 keys and values with scales, pages of 4 tokens" in text
