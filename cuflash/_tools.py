@@ -9,11 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from cuflash import _attention, _decoding
+from cuflash import _attention, _blas, _decoding, _varlen
 from cuflash._device import available_cores, cpu_device
-from cuflash._plan import make_backward_plan, make_plan
+from cuflash._plan import make_backward_plan, make_plan, threads_for
 from cuflash._problem import attention as problem
-from cuflash._problem import decoding
+from cuflash._problem import decoding, packed
 from cuflash._problem.attention import Problem
 from cuflash.errors import ProblemError
 
@@ -24,7 +24,8 @@ def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
     Parameters
     ----------
     function : callable
-        `attention`, `attention_vjp`, `attention_weights`, `attention_backward` or `decode`.
+        `attention`, `attention_vjp`, `attention_weights`, `attention_backward`, `attention_varlen`,
+        `attention_varlen_backward` or `decode`.
     *args, **options
         What the call would be given.
 
@@ -54,6 +55,8 @@ def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
         _attention.attention_vjp: _read_attention,
         _attention.attention_weights: _read_weights,
         _attention.attention_backward: _read_backward,
+        _varlen.attention_varlen: _read_varlen,
+        _varlen.attention_varlen_backward: _read_varlen_backward,
         _decoding.decode: _read_decode,
     }
     if not callable(function) or function not in readers:
@@ -82,19 +85,45 @@ def _read_backward(*args: Any, **options: Any) -> tuple[problem.Call, Any]:
     return given.call, make_backward_plan(given.call.problem, cpu_device())
 
 
+def _read_varlen(*args: Any, **options: Any) -> tuple[problem.Call, Any]:
+    pack = packed.varlen_call("attention_varlen", *args, **options)
+    return pack.call, _plan_members(pack, make_plan)
+
+
+def _read_varlen_backward(*args: Any, **options: Any) -> tuple[problem.Call, Any]:
+    pack = packed.varlen_backward_call("attention_varlen_backward", *args, **options).pack
+    return pack.call, _plan_members(pack, make_backward_plan)
+
+
+def _plan_members(pack: packed.Pack, make: Callable[..., Any]) -> Any:
+    """The plan of the member with the most work; its reasons say that the members run together."""
+    device, members = cpu_device(), packed.list_members(pack)
+    sizes = [(m.queries.stop - m.queries.start, m.keys.stop - m.keys.start) for m in members]
+    busy = [size for size in sizes if size[0]] or [(0, 0)]
+    plans = [make(packed.member_problem(pack.call.problem, *size), device, len(busy)) for size in busy]
+    (lq, lk), plan = max(zip(busy, plans), key=lambda pair: pair[1].work)
+    threads = max(1, threads_for(plans, device))
+    reasons = plan.why.rpartition("; ")[0]  # all but how many threads it would get alone
+    together = f"{len(members)} member(s) together on {threads} thread(s)"
+    return plan._replace(why=f"{together}; the one with the most work, {lq} x {lk}: {reasons}")
+
+
 def _read_decode(q: Any, cache: Any, **options: Any) -> tuple[problem.Call, Any]:
     call = decoding.decode_call("decode", q, cache, **options)
     return call, make_plan(call.problem, cpu_device())
 
 
 def _describe(p: Problem) -> list[str]:
-    sizes = f"hq={p.hq}, hk={p.hk}, lq={p.lq}, lk={p.lk}, d={p.d}, dv={p.dv}"
+    longest = "longest " if "varlen" in p.function else ""
+    sizes = f"hq={p.hq}, hk={p.hk}, {longest}lq={p.lq}, {longest}lk={p.lk}, d={p.d}, dv={p.dv}"
     used = []
     if p.left is not None or p.right is not None:
         used.append(f"causal or window (left {p.left}, right {p.right})")
     used += [f"softcap {p.softcap}"] * (p.softcap is not None)
     used += [f"bias {p.bias}"] * (p.bias is not None)
     flags = {"mask": p.mask, "Alibi": p.alibi, "sinks": p.sinks, "lengths per sequence": p.kv_lengths}
+    used += [f"{p.stored} keys and values with scales"] * (p.stored is not None)
+    used += [f"pages of {p.page_size} tokens"] * (p.page_size is not None)
     used += [name for name, given in flags.items() if given]
     return [f"{p.function} of {p.dtype}, batch {p.batch}, {sizes}", f"options: {', '.join(used) or 'none'}"]
 
@@ -102,24 +131,30 @@ def _describe(p: Problem) -> list[str]:
 def show_config() -> None:
     """Print versions, threads, BLAS and what this CPU offers, as a bug report needs them.
 
+    Where OpenBLAS runs kernels narrower than the CPU's vectors, it says so and what to try; cuflash never sets it.
+
     Examples
     --------
     >>> import cuflash
     >>> cuflash.show_config()  # doctest: +ELLIPSIS
     cuflash ...
     """
-    from threadpoolctl import threadpool_info
-
     from cuflash import __version__
 
     device = cpu_device()
     print(f"cuflash {__version__}, Python {platform.python_version()}, {platform.system()} {platform.machine()}")
     print(", ".join(f"{name} {_version(name)}" for name in ("numpy", "scipy", "threadpoolctl", "ml_dtypes", "cupy")))
     print(f"threads: {device.threads} of {available_cores()} cores (CUFLASH_NUM_THREADS sets the number)")
-    for blas in threadpool_info():
-        if blas["user_api"] == "blas":
-            kernels = blas.get("architecture", "unknown")
-            print(f"BLAS: {blas['internal_api']} {blas['version']}, {kernels} kernels, {blas['num_threads']} threads")
+    libraries = _blas.libraries()
+    for blas in libraries:
+        kernels, threads = _blas.kernels(blas), blas["num_threads"]
+        print(f"BLAS: {blas['internal_api']} {blas['version']}, {kernels} kernels, {threads} threads")
+    width = _blas.wider(libraries, _blas.cpu_features())
+    if width:
+        print(
+            f"BLAS runs below this CPU's {width.text}: products, and with them attention, may be faster in a program "
+            f"that is started with {_blas.VARIABLE}={width.kernels[0]} in its environment; on some CPUs they are not"
+        )
     print("backends: numpy")
 
 

@@ -114,6 +114,25 @@ def test_decode_by_hand():
     assert reference.decode(np.zeros((1, 1, 1)), cache, bias=bias)[0, 0, 0] == 4
 
 
+def test_varlen_by_hand():
+    """Members of 2, 0 and 1 queries over 3, 1 and 0 keys, then 1 over 1."""
+    q, k, v = np.zeros((4, 1, 1)), np.zeros((5, 1, 1)), np.array([2.0, 4, 9, np.nan, 7])[:, None, None]
+    starts = [0, 2, 2, 3, 4], [0, 3, 4, 4, 5]
+    out, lse = reference.attention_varlen(q, k, v, *starts, causal=True, return_lse=True)
+    np.testing.assert_allclose(out[:, 0, 0], [3, 5, 0, 7])
+    np.testing.assert_allclose(lse, [[LN2, LN3, NO, 0]])
+    own = {"kv_lengths": [2, 0, 0, 1], "q_offset": [0, 0, 0, 5], "causal": True}
+    assert reference.attention_varlen(q, k, v, *starts, **own)[:, 0, 0].tolist() == [2, 3, 0, 7]
+    mask = np.ones((4, 1, 2, 3), bool)
+    mask[0, 0, 1, 2] = mask[3, 0, 0, 0] = False
+    assert reference.attention_varlen(q, k, v, *starts, mask=mask)[:, 0, 0].tolist() == [5, 3, 0, 0]
+    bias = np.array([0, NO, NO])
+    assert reference.attention_varlen(q, k, v, *starts, bias=bias)[:, 0, 0].tolist() == [2, 2, 0, 7]
+    sinks = reference.attention_varlen(q, k, v, *starts, sinks=[LN3], return_lse=True)
+    np.testing.assert_allclose(sinks[0][:, 0, 0], [2.5, 2.5, 0, 7 / 4])
+    np.testing.assert_allclose(sinks[1], [np.log([6, 6, 3, 4])])
+
+
 def test_heads_that_do_not_divide_are_an_error():
     with pytest.raises(ProblemError, match=r"`k` has hk=2 heads"):
         reference.attention(np.ones((3, 1, 1)), np.ones((2, 1, 1)), np.ones((2, 1, 1)))
@@ -335,6 +354,29 @@ def test_gradients_against_finite_differences(case, broadcast, qkv, normal):
             continue
         expected = central_difference(lambda x, name=name: loss(**{name: x}), operands[name])
         assert gradient.shape == operands[name].shape
+        np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8, err_msg=name)
+
+
+@pytest.mark.parametrize("bias_shape", [(), (5,), (3, 1), (4, 1, 1), (3, 1, 1, 5), (1, 4, 3, 5), (3, 4, 3, 5)], ids=str)
+def test_varlen_gradients_against_finite_differences(bias_shape, normal):
+    starts = [0, 3, 3, 5], [0, 2, 6, 11]
+    shapes = {"q": (5, 4, 3), "k": (11, 2, 3), "v": (11, 2, 2), "bias": bias_shape, "sinks": (4,)}
+    arrays = {name: normal(*shape, dtype="float64", seed=seed) for seed, (name, shape) in enumerate(shapes.items())}
+    dout, dlse = normal(5, 4, 2, dtype="float64", seed=8), normal(4, 5, dtype="float64", seed=9)
+    options = {"causal": True, "softcap": 1.5, "kv_lengths": [2, 4, 3], "q_offset": [-1, 0, 2]}
+
+    def loss(**moved):
+        q, k, v, bias, sinks = (arrays | moved).values()
+        out, lse = reference.attention_varlen(q, k, v, *starts, bias=bias, sinks=sinks, **options, return_lse=True)
+        return (dout * out).sum() + (dlse * lse).sum()
+
+    q, k, v, bias, sinks = arrays.values()
+    grads = reference.attention_varlen_backward(
+        dout, q, k, v, *starts, dlse=dlse, bias=bias, sinks=sinks, **options
+    )  # fmt: skip
+    for name, gradient in zip(arrays, grads, strict=True):
+        expected = central_difference(lambda x, name=name: loss(**{name: x}), arrays[name])
+        assert gradient.shape == arrays[name].shape
         np.testing.assert_allclose(gradient, expected, rtol=0, atol=1e-8, err_msg=name)
 
 

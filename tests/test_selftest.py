@@ -39,6 +39,20 @@ def test_explain_of_each_function(x, backend):
     assert "attention_backward" in cuflash.explain(cuflash.attention_backward, x, x, x, x, x, lse, causal=True)
 
 
+def test_explain_of_packed_sequences(x, backend):
+    packed = x.swapaxes(0, 1)  # (total, h, d)
+    starts = [0, 0, 9, 1 << 20], [0, 4, 5, 1 << 20]
+    text = cuflash.explain(cuflash.attention_varlen, packed, packed, packed, *starts, kv_lengths=[1, 1, 1000])
+    assert "attention_varlen of float32, batch (3,), hq=8, hk=8, longest lq=1048567, longest lk=1048571" in text
+    assert "3 member(s) together on" in text
+    assert "the one with the most work, 1048567 x 1000: a block holds" in text
+    lse = backend.xp.broadcast_to(x[0, 0, 0], (8, 1 << 20))
+    arrays = *[packed] * 5, lse, *starts
+    assert "attention_varlen_backward" in cuflash.explain(cuflash.attention_varlen_backward, *arrays, causal=True)
+    nothing = packed[:0]
+    assert "0 member(s)" in cuflash.explain(cuflash.attention_varlen, *[nothing] * 3, [0], [0])
+
+
 @pytest.mark.parametrize("threads", ["1", "3"])
 def test_plans_say_how_many_threads(threads, x, monkeypatch):
     monkeypatch.setenv("CUFLASH_NUM_THREADS", threads)

@@ -5,9 +5,13 @@ applied, `online_softmax` is the running (max, sum, output) of a block of rows; 
 """
 
 from cuflash._numpy.backward import backward
-from cuflash._numpy.cache import append
+from cuflash._numpy.cache import append, copy_pages
 from cuflash._numpy.forward import decode, forward, weights
 from cuflash._numpy.merge import merge
 from cuflash._numpy.rotary import rotary
+from cuflash._numpy.varlen import backward_varlen, forward_varlen
 
-__all__ = ["append", "backward", "decode", "forward", "merge", "rotary", "weights"]
+__all__ = [
+    "append", "backward", "backward_varlen", "copy_pages", "decode", "forward", "forward_varlen", "merge", "rotary",
+    "weights",
+]  # fmt: skip
