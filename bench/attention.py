@@ -1,47 +1,58 @@
-"""Forward attention beside standard attention in NumPy: ``python bench/attention.py [--lengths ...] [--json FILE]``.
+"""Forward attention beside every peer: ``python bench/attention.py [--shapes 1024x64 ...] [--rounds N] [--json FILE]``.
 
-b = 1, h = 8, float32. Milliseconds are medians; a ratio is the peer's time over ours.
+b = 1, h = 8. Milliseconds are medians; a ratio is the peer's time over ours.
 """
 
 from __future__ import annotations
 
 import argparse
 
-import numpy as np
 import peers
-import timing
+from shapes import ATTENTION
 
-import cuflash
+from cuflash._bench import report
+from cuflash._bench.report import Bar, Row
+
+AVX512_KERNELS = ("SkylakeX", "Cooperlake", "SapphireRapids")
+SHAPES = ("1024x64", "1024x128", "4096x64", "4096x128")
 
 
 def main() -> None:
-    """Print one row for each length, head dim, and full or causal."""
+    """Print one row for each shape, full and causal."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--lengths", type=int, nargs="+", default=[1024, 4096])
-    parser.add_argument("--dims", type=int, nargs="+", default=[64])
+    parser.add_argument("--shapes", choices=ATTENTION, nargs="+", default=SHAPES, metavar="SHAPE")
+    parser.add_argument("--dtype", choices=peers.DTYPES, default="float32")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json")
     given = parser.parse_args()
-    rows = [
-        row(length, d, causal, given.rounds) for length in given.lengths for d in given.dims for causal in (False, True)
-    ]
-    timing.report("attention, b = 1, h = 8, float32, ms", rows, given.json)
+    rows = [row(name, given.dtype, causal, given.rounds) for name in given.shapes for causal in (False, True)]
+    table = report.Table(f"attention, b = 1, h = 8, {given.dtype}, ms; shapes are length x d", rows)
+    if given.dtype == "float32":
+        table = table._replace(bars=bars(rows))
+    report.finish([table], given.json, *peers.PACKAGES)
 
 
-def row(length: int, d: int, causal: bool, rounds: int) -> dict[str, object]:
+def row(name: str, dtype: str, causal: bool, rounds: int) -> Row:
     """Times of one shape."""
-    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 8, length, d), dtype=np.float32)
-    seconds = timing.alternate(
-        {
-            "cuflash": lambda: cuflash.attention(q, k, v, causal=causal),
-            "naive": lambda: peers.naive(q, k, v, causal),
-            "in place": lambda: peers.in_place(q, k, v, causal),
-        },
-        rounds,
-    )
-    times = {name: value * 1e3 for name, value in seconds.items()}
-    ratios = {f"{name} / cuflash": times[name] / times["cuflash"] for name in ("naive", "in place")}
-    return {"l": length, "d": d, "causal": causal, **times, **ratios}
+    return {"shape": name, "causal": causal, **peers.ATTENTION.row(ATTENTION[name], dtype, causal, rounds=rounds)}
+
+
+def bars(rows: list[Row]) -> list[Bar]:
+    """What was asked for, of the rows that it was asked for."""
+    asked = [row for row in rows if row["shape"] in SHAPES]
+    against_torch = report.column(asked, "torch / cuflash") if len(asked) == 2 * len(SHAPES) else None
+    mean = report.geometric_mean(against_torch)
+    found = [
+        Bar("geometric mean of torch / cuflash over 1024, 4096 x 64, 128 x full, causal", mean, ">=", 0.85),
+        Bar("least of them", against_torch and min(against_torch), ">=", 0.7),
+    ]
+    if report.machine()["kernels"] in AVX512_KERNELS:
+        found.append(Bar("the mean, where BLAS runs its AVX-512 kernels", mean, ">=", 1.1))
+    longest = {row["causal"]: row for row in rows if row["shape"] == "4096x64"}
+    for causal, limit in ((False, 1.8), (True, 3.5)):
+        figure = longest.get(causal, {}).get("naive / cuflash")
+        found.append(Bar(f"naive / cuflash, 4096x64, {'causal' if causal else 'full'}", figure, ">=", limit))
+    return found
 
 
 if __name__ == "__main__":

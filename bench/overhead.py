@@ -1,4 +1,8 @@
-"""What a call costs beyond the arithmetic, and the import: ``python bench/overhead.py [--json FILE]``."""
+"""What a call costs beyond the arithmetic, and what the import does: ``python bench/overhead.py [--json FILE]``.
+
+Arrays of a few elements, float32, beside every peer. Microseconds are medians of means over 500 calls; a ratio is the
+peer's time over ours.
+"""
 
 from __future__ import annotations
 
@@ -6,47 +10,59 @@ import argparse
 import statistics
 import subprocess
 import sys
-import timeit
 
 import numpy as np
-import timing
+import peers
+from shapes import TINY
 
 import cuflash
+from cuflash._bench import report
+from cuflash._bench.report import Row, Table
+from cuflash._bench.timing import Peer, compare
+
+CALLS = 500
 
 
 def main() -> None:
     """Print microseconds of calls on tiny arrays, and the seconds of the import beyond NumPy's own."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--json")
     given = parser.parse_args()
-    timing.report("calls on tiny arrays, float32, us", calls(), given.json)
-    print(f"import cuflash: {import_seconds('cuflash'):.3f} s, of which numpy {import_seconds('numpy'):.3f} s")
+    imports = {module: import_seconds(module) for module in ("numpy", "cuflash")}
+    tables = [
+        Table("calls on tiny arrays, float32, us", calls(given.rounds)),
+        Table("imports in fresh interpreters, s", [imports]),
+    ]
+    report.finish(tables, given.json, *peers.PACKAGES)
 
 
-def calls() -> list[dict[str, object]]:
-    """Best of 7 means over 2000 calls."""
-    q, k, v = np.random.default_rng(0).standard_normal((3, 1, 2, 4, 8), dtype=np.float32)
-    out, lse = cuflash.attention(q, k, v, return_lse=True)
-    cache = cuflash.KVCache(1, 16, 2, 8, dtype=np.float32)
-    cache.append(k, v)
-    token, positions = q[:, :, 0], np.arange(4)
+def calls(rounds: int) -> list[Row]:
+    """One row for each function."""
+    settings = {"rounds": rounds, "number": CALLS, "unit": 1e6}
+    one_token = TINY._replace(lq=1)
+    rows = {
+        "attention": peers.ATTENTION.row(TINY, "float32", False, **settings),
+        "attention, causal": peers.ATTENTION.row(TINY, "float32", True, **settings),
+        "attention_backward": peers.BACKWARD.row(TINY, "float32", False, **settings),
+        "decode": peers.DECODE.row(one_token, "float32", **settings),
+        **{name: compare({"cuflash": Peer(call)}, **settings) for name, call in without_peers().items()},
+    }
+    return [{"call": name, **row} for name, row in rows.items()]
+
+
+def without_peers():
+    """Calls that nobody else has by themselves."""
+    x = np.random.default_rng(0).standard_normal((TINY.b, TINY.hk, TINY.lk, TINY.d), dtype=np.float32)
+    cache = cuflash.KVCache(TINY.b, 16, TINY.hk, TINY.d, dtype=np.float32)
+    cache.append(x, x)
+    newest, positions = x[:, :, :1], np.arange(TINY.lk)
 
     def append() -> None:
-        cache.truncate(None, 4)
-        cache.append(k[:, :, :1], v[:, :, :1])
+        cache.truncate(None, TINY.lk)
+        cache.append(newest, newest)
 
-    tiny = {
-        "attention": lambda: cuflash.attention(q, k, v),
-        "attention, causal": lambda: cuflash.attention(q, k, v, causal=True),
-        "attention_backward": lambda: cuflash.attention_backward(out, q, k, v, out, lse),
-        "decode": lambda: cuflash.decode(token, cache),
-        "truncate and append": append,
-        "rotary": lambda: cuflash.rotary(q, positions),
-    }
-    return [
-        {"call": name, "us": min(timeit.repeat(call, number=2000, repeat=7)) / 2000 * 1e6}
-        for name, call in tiny.items()
-    ]
+    return {"truncate and append": append, "rotary": lambda: cuflash.rotary(x, positions)}
 
 
 def import_seconds(module: str) -> float:

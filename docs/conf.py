@@ -3,9 +3,14 @@
 import sys
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # this checkout, installed or not
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE.parent), str(HERE)]  # this checkout, installed or not
+
+import tables
 
 import cuflash
+
+tables.write()
 
 project = "cuflash"
 author = "The cuflash developers"

@@ -82,6 +82,7 @@ def test_wheel_runs_away_from_the_checkout(wheel, tmp_path):
 
     assert run("-c", "import cuflash; print(cuflash.__file__)").startswith(str(tmp_path / "site"))
     assert "equal" in run("-m", "cuflash", "demo", "--tokens", "4")
+    assert "2. Decoding" in run("-m", "cuflash", "bench", "--lengths", "16", "--rounds", "1")
 
 
 def test_every_folder_of_the_package_is_listed():

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import tracemalloc
 from argparse import Namespace
-from collections.abc import Callable
 
 import numpy as np
 
+from cuflash._bench.timing import peak_bytes
 from cuflash._demo import DemoError
 from cuflash._demo.generation import START, CachedReader, StandardReader, Step, first_difference, generate
 from cuflash._demo.model import Model
@@ -100,13 +99,3 @@ def memory(model: Model, tokens: np.ndarray, cached: list[Step], standard: list[
         f"{again / 1e6:.1f} MB recomputed: {again / with_cache:.1f}x\n"
         f"                 (allocations beyond the weights, by tracemalloc, in runs apart from the timed ones)"
     )
-
-
-def peak_bytes(function: Callable[[], None]) -> int:
-    """Greatest sum of bytes that Python and NumPy allocated and had not yet freed while `function` ran."""
-    tracemalloc.start()
-    try:
-        function()
-        return tracemalloc.get_traced_memory()[1]
-    finally:
-        tracemalloc.stop()
