@@ -1,15 +1,17 @@
 """Draw the pictures of the documentation and of the README; with --measure, measure first what they show.
 
-    python docs/figures.py              draws _static/overview.svg and _static/masks.svg
-    python docs/figures.py --measure    writes errors.csv, memory.csv, measured.inc first: half a minute, 1 GB of memory
+    python docs/figures.py              draws overview.svg, errors.svg, those of drawn_masks.py and of the examples
+    python docs/figures.py --measure    writes errors.csv, memory.csv, measured.inc first: two minutes, 2 GB of memory
 
-Drawn masks are results of `cuflash.attention_weights`; the memory curve and the tables are measurements.
+Drawn masks are results of `cuflash.attention_weights`; curves and tables are measurements.
 """
 
 import argparse
 import csv
+import os
+import subprocess
 import sys
-import tracemalloc
+from functools import partial
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -18,31 +20,26 @@ from matplotlib.patches import PathPatch
 from matplotlib.path import Path as MplPath
 
 HERE = Path(__file__).parent
-sys.path[:0] = [str(HERE.parent), str(HERE.parent / "bench")]  # this checkout and the peers of its benchmarks
+sys.path.insert(0, str(HERE.parent))  # this checkout
 
-import peers
-import timing
+import drawn_masks
 
 import cuflash
 from cuflash import reference
+from cuflash._bench import chart
+from cuflash._bench.report import load, machine
+from cuflash._bench.standard import in_place
+from cuflash._bench.timing import peak_bytes
 
-BLUE, MIDDLE, PALE, GREY, ORANGE, INK = "#2c6fa6", "#7fb0d8", "#a9cbe6", "#e9ecef", "#e07b28", "#333333"
+MIDDLE, PALE, GREY, ORANGE, INK = "#7fb0d8", "#a9cbe6", "#e9ecef", "#e07b28", "#333333"
 LENGTHS = (512, 1024, 2048, 4096, 8192, 16384)
 STANDARD_LENGTHS = LENGTHS[:4]  # at 4096 its scores are 512 MiB
+ERROR_LENGTHS = (64, 128, 256, 512, 1024, 2048, 4096)
 HEADS, DIM = 8, 64
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(HERE.parent)}  # of the examples
 
 
 # ---- measurements --------------------------------------------------------------------------------------------------
-
-
-def peak_bytes(function, *arrays, **options):
-    """Peak of what is allocated during a call, above its inputs and its result."""
-    tracemalloc.start()
-    try:
-        out = function(*arrays, **options)
-        return tracemalloc.get_traced_memory()[1] - out.nbytes
-    finally:
-        tracemalloc.stop()
 
 
 def measure_memory():
@@ -52,26 +49,24 @@ def measure_memory():
     rows = []
     for length in LENGTHS:
         q, k, v = rng.standard_normal((3, HEADS, length, DIM), dtype=np.float32)
-        ours = peak_bytes(cuflash.attention, q, k, v, causal=True)
-        standard = peak_bytes(peers.in_place, q, k, v, True) if length in STANDARD_LENGTHS else None
+        ours = peak_bytes(partial(cuflash.attention, q, k, v, causal=True))
+        standard = peak_bytes(partial(in_place, q, k, v, True)) if length in STANDARD_LENGTHS else None
         print(f"l = {length}: {ours / 1e6:.2f} MB, standard {standard and standard / 1e6}")
         rows.append((length, f"{ours / 1e6:.1f}", "" if standard is None else f"{standard / 1e6:.1f}"))
     write_csv("memory.csv", ("length", "cuflash, MB", "standard, in place, MB"), rows)
 
 
-def errors_of(dtype, length):
+def errors_of(dtype, length, causal):
     """Relative errors in the Frobenius norm: of cuflash, and of the formula step by step in the same dtype."""
     rng = np.random.default_rng(length)
-    q, k, v = rng.standard_normal((3, length, DIM)).astype(dtype)
-    name = np.dtype(dtype).name
-    exact = reference.attention(q, k, v, dtype=np.longdouble if name == "float64" else np.float64)
-    stepwise = reference.attention(q, k, v, dtype=dtype)
-
-    def error(out):
-        difference = (out.astype(exact.dtype) - exact).astype(float)
-        return np.linalg.norm(difference) / np.linalg.norm(exact.astype(float))
-
-    return error(cuflash.attention(q, k, v)), error(stepwise)
+    heads = max(1, 1024 // length)  # short sequences give few numbers to average over
+    q, k, v = rng.standard_normal((3, heads, length, DIM)).astype(dtype)
+    wide = np.longdouble if np.dtype(dtype) == np.float64 else np.float64
+    exact = reference.attention(q, k, v, causal=causal, dtype=wide)
+    stepwise = reference.attention(q, k, v, causal=causal, dtype=dtype)
+    norm = np.linalg.norm(exact.astype(float))
+    outs = (cuflash.attention(q, k, v, causal=causal), stepwise)
+    return [np.linalg.norm((out.astype(wide) - exact).astype(float)) / norm for out in outs]
 
 
 def measure_errors():
@@ -79,11 +74,12 @@ def measure_errors():
 
     rows = []
     for dtype in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16):
-        for length in (113, 1024, 4096):
-            ours, stepwise = errors_of(dtype, length)
-            rows.append((np.dtype(dtype).name, length, f"{ours:.1e}", f"{stepwise:.1e}"))
+        for length in ERROR_LENGTHS:
+            errors = [*errors_of(dtype, length, False), *errors_of(dtype, length, True)]
+            rows.append((np.dtype(dtype).name, length, *(f"{error:.1e}" for error in errors)))
             print(*rows[-1])
-    write_csv("errors.csv", ("dtype", "length", "cuflash", "step by step"), rows)
+    header = ("dtype", "length", "cuflash", "step by step", "cuflash, causal", "step by step, causal")
+    write_csv("errors.csv", header, rows)
 
 
 def write_csv(name, header, rows):
@@ -93,9 +89,14 @@ def write_csv(name, header, rows):
         writer.writerows(rows)
 
 
+def read_csv(name):
+    with (HERE / name).open() as file:
+        return list(csv.reader(file))[1:]
+
+
 def write_device():
     """What stands under every table of measurements."""
-    text = "Measured on {date}: {cpu}, {threads} threads, Python {python}, NumPy {numpy}".format(**timing.machine())
+    text = "Measured on {date}: {cpu}, {threads} threads, Python {python}, NumPy {numpy}".format(**machine())
     (HERE / "measured.inc").write_text(f"{text}, by ``docs/figures.py --measure``.\n")
 
 
@@ -141,8 +142,7 @@ def draw_tiles(axes, tiles=8, now=(5, 3)):
 
 def draw_memory(axes):
     """Measured peaks of memory.csv, and what the scores alone would take."""
-    with (HERE / "memory.csv").open() as file:
-        rows = list(csv.reader(file))[1:]
+    rows = read_csv("memory.csv")
     length = np.array([int(row[0]) for row in rows])
     standard = [(int(row[0]), float(row[2])) for row in rows if row[2]]
     scores = HEADS * length.astype(float) ** 2 * 4 / 1e6
@@ -169,42 +169,35 @@ def draw_overview():
     save(figure, "overview.svg")
 
 
-def visible(lq, lk, **options):
-    """Which keys take part, found by asking for the weights of equal scores."""
-    return cuflash.attention_weights(np.zeros((lq, 1)), np.zeros((lk, 1)), **options) > 0
-
-
-def draw_masks():
-    """What the options show, one small score matrix each."""
-    blocks = np.kron(np.eye(3, dtype=bool), np.ones((3, 3), dtype=bool))[:8, :8]
-    drawings = [
-        ("causal=True", visible(8, 8, causal=True)),
-        ("causal=True, lq=4, lk=8", visible(4, 8, causal=True)),
-        ("the same with q_offset=0", visible(4, 8, causal=True, q_offset=0)),
-        ("causal=True, kv_lengths=5", visible(8, 8, causal=True, kv_lengths=5)),
-        ("window=2", visible(8, 8, window=2)),
-        ("window=(3, 1)", visible(8, 8, window=(3, 1))),
-        ("window=2, causal=True", visible(8, 8, window=2, causal=True)),
-        ("mask=blocks, causal=True", visible(8, 8, mask=blocks, causal=True)),
-    ]
-    figure, grid = plt.subplots(2, 4, figsize=(9.8, 5.4))
-    for axes, (title, seen) in zip(grid.flat, drawings):
-        lq, lk = seen.shape
-        add_cells(axes, ~seen, GREY)
-        add_cells(axes, seen, BLUE)
-        axes.set(xlim=(0, 8), ylim=(8, 0), aspect="equal", xticks=np.arange(lk) + 0.5, yticks=np.arange(lq) + 0.5)
-        axes.set_xticklabels(range(lk))
-        axes.set_yticklabels(range(lq))
-        axes.xaxis.tick_top()
-        axes.set_title(title, fontsize=9, color=INK)
-        bare(axes)
-    figure.tight_layout(h_pad=2)
-    save(figure, "masks.svg")
+def draw_errors():
+    """The errors of errors.csv, a panel for each dtype."""
+    rows = read_csv("errors.csv")
+    names = list(dict.fromkeys(row[0] for row in rows))
+    curves = (
+        ("step by step, full", INK, "-", 3), ("step by step, causal", INK, ":", 5),
+        ("cuflash, full", ORANGE, "-", 2), ("cuflash, causal", ORANGE, ":", 4),
+    )  # fmt: skip
+    figure, panels = plt.subplots(1, len(names), figsize=(9.8, 2.9), sharex=True)
+    for axes, name in zip(panels, names):
+        table = np.array([row[1:] for row in rows if row[0] == name], dtype=float)
+        power = np.floor(np.log10(table[:, 1:].max()))
+        for label, color, style, column in curves:
+            axes.semilogx(table[:, 0], table[:, column - 1] / 10**power, style, color=color, label=label)
+        axes.minorticks_off()
+        axes.set(ylim=(0, None), xlabel="length l")
+        axes.set_xticks(ERROR_LENGTHS[::2], ERROR_LENGTHS[::2])
+        axes.set_title(f"{name}, in units of 1e{power:.0f}", fontsize=10, color=INK)
+        axes.grid(color=GREY)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=8)
+    panels[0].set_ylabel("‖out − ref‖ / ‖ref‖")
+    figure.legend(*panels[0].get_legend_handles_labels(), frameon=False, fontsize=9, loc="lower center", ncols=4)
+    figure.tight_layout(rect=(0, 0.09, 1, 1))
+    save(figure, "errors.svg")
 
 
 def save(figure, name):
     """Write a figure under _static, the same bytes for the same drawing."""
-    (HERE / "_static").mkdir(exist_ok=True)
     figure.savefig(HERE / "_static" / name, facecolor="white", metadata={"Date": None, "Creator": None})
     plt.close(figure)
     print(f"wrote _static/{name}")
@@ -218,8 +211,16 @@ def main():
         measure_memory()
         write_device()
     plt.rcParams.update({"svg.hashsalt": "cuflash", "svg.fonttype": "none", "font.family": "sans-serif"})
-    draw_masks()
+    for name, text in drawn_masks.drawings().items():
+        (HERE / "_static" / name).write_text(text, encoding="utf-8")
+        print(f"wrote _static/{name}")
     draw_overview()
+    chart.draw(HERE / "_static" / "seeds.svg", *load(HERE / "measured" / "seeds.json"))
+    draw_errors()
+    for name in ("kernel_regression", "nonlocal_means", "stream"):
+        picture = HERE / "_static" / f"{name}.svg"
+        subprocess.run([sys.executable, HERE / "examples" / f"{name}.py", picture], env=ENVIRONMENT, check=True)
+        print(f"wrote _static/{name}.svg")
 
 
 if __name__ == "__main__":

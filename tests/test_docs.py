@@ -1,7 +1,7 @@
 """What the documentation says runs: every docstring's example, every page's, the README's example and demo command."""
 
 import doctest
-import importlib
+import importlib.util
 import inspect
 import os
 import re
@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import cuflash
@@ -71,9 +72,17 @@ def test_page_examples_run(page):
     run_doctest(doctest.DocTestParser().get_doctest(text, {}, page.name, str(page), 0))
 
 
-EXAMPLES = {  # each script, and what makes it short
-    "train_lm.py": ("--text", "{text}", "--out", "{out}", "--steps", "1"),
+EXAMPLES = {  # each script, what makes it short or says where its picture goes, and what it must find out
+    "kernel_regression.py": (("{out}.svg",), r"local linear +R\^2 of held-out patients = 0\.50"),
+    "nonlocal_means.py": (("{out}.svg",), r"non-local means +26\.[3-7] dB"),
+    "stream.py": (("{out}.svg",), r"98\.[1-3]% of the stream"),
+    "train_lm.py": (("--text", "{text}", "--out", "{out}", "--steps", "1"), "held-out text: model"),
 }
+
+
+def skip_without_examples_extra():
+    for package in ("matplotlib", "safetensors", "sklearn", "tqdm"):
+        pytest.importorskip(package, reason=f"the examples need {package}")
 
 
 def test_every_example_is_run_here():
@@ -82,13 +91,55 @@ def test_every_example_is_run_here():
 
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_runs(name, tmp_path):
-    for package in ("matplotlib", "safetensors", "tqdm"):
-        pytest.importorskip(package, reason=f"{name} needs {package}")
+    skip_without_examples_extra()
     text = tmp_path / "text.txt"
     text.write_text("".join(f"{n} times {n + 1} is {n * (n + 1)}.\n" for n in range(2000)), encoding="utf-8")
-    arguments = [argument.format(text=text, out=tmp_path / "out") for argument in EXAMPLES[name]]
-    done = run_python(str(ROOT / "docs" / "examples" / name), *arguments, cwd=tmp_path, PYTHONPATH=str(ROOT))
-    assert "held-out text: model" in done.stdout
+    arguments, finding = EXAMPLES[name]
+    arguments = [argument.format(text=text, out=tmp_path / "out") for argument in arguments]
+    # One BLAS thread: scikit-learn's many small solves crawl where BLAS's threads wait for a core.
+    environment = {"PYTHONPATH": str(ROOT), "OPENBLAS_NUM_THREADS": "1", "MPLBACKEND": "agg"}
+    done = run_python(str(ROOT / "docs" / "examples" / name), *arguments, cwd=tmp_path, **environment)
+    assert re.search(finding, done.stdout), done.stdout
+    assert [path for path in tmp_path.rglob("*.svg") if path.stat().st_size > 1000]
+
+
+def test_gallery_shows_every_example():
+    pages = [ROOT / "docs" / "examples" / "index.rst", ROOT / "docs" / "training.rst"]
+    told = "".join(page.read_text(encoding="utf-8") for page in pages)
+    assert [name for name in EXAMPLES if name not in told] == []
+
+
+def load(path):
+    """A script under docs as a module."""
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("method", ["nadaraya_watson", "local_linear"])
+def test_bandwidth_gradient_of_the_kernel_regression(method):
+    skip_without_examples_extra()
+    script = load(ROOT / "docs" / "examples" / "kernel_regression.py")
+    x, y = np.random.default_rng(0).standard_normal((40, 3)), np.linspace(-1, 1, 40)
+    low, high = (script.leave_one_out(getattr(script, method), x, y, 0.2 + step)[0] for step in (-1e-5, 1e-5))
+    assert script.leave_one_out(getattr(script, method), x, y, 0.2)[1] == pytest.approx((high - low) / 2e-5, rel=1e-6)
+
+
+def test_divergence_of_the_nonlocal_means():
+    skip_without_examples_extra()
+    script = load(ROOT / "docs" / "examples" / "nonlocal_means.py")
+    rng = np.random.default_rng(0)
+    image, signs = rng.random((14, 17)), rng.choice([-1.0, 1.0], (14, 17))
+    low, high = (script.nonlocal_means(image + step * signs, 0.5)[0] for step in (-1e-6, 1e-6))
+    _, pull_back = script.nonlocal_means(image, 0.5)
+    assert np.sum(signs * pull_back(signs)) == pytest.approx(np.sum(signs * (high - low)) / 2e-6, rel=1e-6)
+
+
+def test_drawn_masks_show_what_the_library_does():
+    for name, drawing in load(ROOT / "docs" / "drawn_masks.py").drawings().items():
+        committed = (ROOT / "docs" / "_static" / name).read_text(encoding="utf-8")
+        assert committed == drawing, f"{name} is out of date: run docs/figures.py"
 
 
 def test_readme_example_runs():
