@@ -7,7 +7,6 @@ kept once for each part and added in order. So nothing is shared, and bits do no
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ from cuflash._numpy.blocks import Block, tiles, visible_keys, walk_batch
 from cuflash._numpy.forward import empty_like
 from cuflash._numpy.kv_tiles import KeyValues
 from cuflash._numpy.scores import QueryBlock
+from cuflash._numpy.scratch import Scratch
 from cuflash._plan import CpuBackwardPlan, make_backward_plan, threads_for
 from cuflash._problem.attention import Backward, Operands, Problem, pad_batch
 
@@ -76,9 +76,7 @@ def run_backward(pieces: list[BackwardPiece]) -> None:
     work = [(each, *chain) for each in gradients for chain in each.chains()]
 
     def make_worker() -> Any:
-        dtype = pieces[0].problem.accumulator
-        tile, product = (max(sizes) for sizes in zip(*map(_room, gradients)))
-        scratch = _Scratch(*(np.empty(size, dtype) for size in (tile, tile, tile, product)))
+        scratch = Scratch(pieces[0].problem.accumulator)
 
         def worker(item: tuple[_Gradients, list[_Owned], int, slice]) -> None:
             each, chain, part, keys = item
@@ -97,23 +95,6 @@ class _Owned(NamedTuple):
     entry: tuple[int, ...]
     entries: int
     kv_heads: slice
-
-
-class _Scratch(NamedTuple):
-    """Score tiles of one thread."""
-
-    scores: Array
-    ds: Array
-    tanh: Array
-    product: Array  # what a tile adds to dk or dv, of every query head
-
-
-def _room(gradients: _Gradients) -> tuple[int, int]:
-    """Elements of the largest score tile and of the largest product."""
-    plan, problem = gradients.plan, gradients.piece.problem
-    keys = min(plan.kv_tile, problem.lk)
-    kv_heads = max(1, plan.heads // max(1, problem.group)) * plan.entries
-    return plan.score_tile // plan.kv_tile * keys, kv_heads * keys * max(problem.d, problem.dv)
 
 
 class _Gradients:
@@ -144,7 +125,7 @@ class _Gradients:
         shared = tuple(one or size == 1 for one, size in zip(shared, (*kv_batch, 0)))
         return tuple(0 if one else i for one, i in zip(shared, (*entry, kv_head)))
 
-    def run(self, chain: list[_Owned], part: int, keys: slice, scratch: _Scratch) -> None:
+    def run(self, chain: list[_Owned], part: int, keys: slice, scratch: Scratch) -> None:
         """Add what a part of the keys gives to the gradients of a chain."""
         problem, operands = self.piece.problem, self.piece.operands
         group = problem.group
@@ -156,37 +137,37 @@ class _Gradients:
                     if span.start < span.stop:
                         self._rows(Block(owned.entry, owned.entries, heads, rows, span), owned.kv_heads, part, scratch)
 
-    def _rows(self, block: Block, kv_heads: slice, part: int, scratch: _Scratch) -> None:
+    def _rows(self, block: Block, kv_heads: slice, part: int, scratch: Scratch) -> None:
         """All that a tile of query rows adds, over the keys of its block."""
         piece = self.piece
-        rows = _Rows(piece, QueryBlock(piece.problem, piece.operands, block, self._kv.of(block)), block)
+        kv = self._kv.of(block, scratch)
+        rows = _Rows(piece, QueryBlock(piece.problem, piece.operands, block, kv, scratch), block)
         queries, dout = rows.queries, rows.dout
         dq = np.zeros(queries.q.shape, queries.dtype)
         dk, dv = (array[(*_within(block.batch, array.shape), kv_heads)] for array in (piece.dk, piece.dv))
         for keys in tiles(block.keys, self.plan.kv_tile):
-            ds, p = self._tile(rows, block, keys, part, scratch)
+            ds, p = self._tile(rows, block, keys, part)
             for target, tile, rows_of in ((dv, p, dout), (dk, ds, queries.q)):
                 shape = (*tile.shape[:-2], tile.shape[-1], rows_of.shape[-1])
-                product = scratch.product[: prod(shape)].reshape(shape)
-                np.matmul(tile.swapaxes(-1, -2), rows_of, out=product)
+                product = np.matmul(tile.swapaxes(-1, -2), rows_of, out=scratch.room("product", shape))
                 here = target[..., keys, :]
                 here += sum_to(product, here.shape)
             dq += ds @ queries.kv.k(keys)
         target = (self._dq[part - 1] if part else piece.dq)[block.place]
         np.multiply(dq.reshape(target.shape), queries.dtype(piece.problem.scale), out=target)
 
-    def _tile(self, rows: _Rows, block: Block, keys: slice, part: int, scratch: _Scratch) -> tuple[Array, Array]:
+    def _tile(self, rows: _Rows, block: Block, keys: slice, part: int) -> tuple[Array, Array]:
         """Gradient of the products scale * q.k, and the probabilities, of one tile (..., hk, rows, keys)."""
         queries, count = rows.queries, keys.stop - keys.start
         capped = self.piece.problem.softcap is not None
-        tanh = queries.tile(count, scratch.tanh) if capped else None
+        tanh = queries.tile(count, "tanh") if capped else None
         if rows.bounded:
-            p = queries.powers(keys, scratch.scores, self._device.fast_exp2)
+            p = queries.powers(keys, self._device.fast_exp2)
         else:
-            p = queries.scores(keys, scratch.scores, tanh)
+            p = queries.scores(keys, tanh)
             p -= rows.shift
             np.exp(p, out=p)
-        ds = queries.tile(count, scratch.ds)
+        ds = queries.tile(count, "ds")
         np.matmul(rows.dout, queries.kv.v(keys).swapaxes(-1, -2), out=ds)
         ds -= rows.delta
         ds *= p

@@ -6,7 +6,6 @@ has the order of memory that it would have in a contiguous cache, and so gives t
 
 from __future__ import annotations
 
-from math import prod
 from typing import Any
 
 import numpy as np
@@ -14,10 +13,14 @@ import numpy as np
 from cuflash._numpy.blocks import Block
 from cuflash._numpy.kv_tiles import KeyValueTiles, as_operand
 from cuflash._numpy.quantised import widen_codes
+from cuflash._numpy.scratch import Scratch
 from cuflash._plan import CpuPlan
 from cuflash._problem.attention import Operands, Problem
 
 Array = Any
+
+# Of a block's pages, up to so many bytes are gathered at once: fewer calls. Of more, a load at a time is.
+GATHER_BYTES = 1 << 20
 
 
 class CacheKeyValues:
@@ -26,16 +29,16 @@ class CacheKeyValues:
     def __init__(self, problem: Problem, operands: Operands, plan: CpuPlan) -> None:
         self._problem, self._operands, self._load = problem, operands, plan.load
 
-    def of(self, block: Block) -> CacheTiles:
+    def of(self, block: Block, scratch: Scratch) -> CacheTiles:
         """Those of the sequence of a block, and of the key/value heads that its queries share."""
-        return CacheTiles(self._problem, self._operands, block, self._load)
+        return CacheTiles(self._problem, self._operands, block, scratch, self._load)
 
 
 class CacheTiles(KeyValueTiles):
     """The keys and values that one block reads, (1, hk, keys, dim)."""
 
-    def __init__(self, problem: Problem, operands: Operands, block: Block, load: int) -> None:
-        super().__init__(operands.k, operands.v, problem.accumulator, load, None)
+    def __init__(self, problem: Problem, operands: Operands, block: Block, scratch: Scratch, load: int) -> None:
+        super().__init__(operands.k, operands.v, scratch, load, None)
         self._k_scale, self._v_scale = operands.k_scale, operands.v_scale
         self._heads = slice(block.heads.start // problem.group, -(-block.heads.stop // problem.group))
         (entry,) = block.entry
@@ -49,40 +52,40 @@ class CacheTiles(KeyValueTiles):
             np.maximum(pages, 0, out=pages)  # with validate=False, whatever page there is in place of a missing one
             places = (pages[:, None] * size + np.arange(size)).ravel()
             self._places = places[before : before + block.keys.stop - block.keys.start]
-        self._memory: dict[Any, Array] = {}
+        self._gathered: dict[str, Array] = {}  # all that the block reads of an array, where that is little
 
     def k(self, keys: slice) -> Array:
         """Keys as BLAS takes them; not yet scaled, if they are codes. The next load may overwrite them."""
-        return self._operand(self._k, keys)
+        return self._operand("k", self._k, keys)
 
     def v(self, keys: slice) -> Array:
         """Values likewise."""
-        return self._operand(self._v, keys)
+        return self._operand("v", self._v, keys)
 
     def products(self, q: Array, keys: slice, out: Array, center: Array | None = None) -> None:
         """As in `KeyValueTiles`, and scaled."""
         super().products(q, keys, out, center)
         if self._k_scale is not None:
-            out *= self._scales(self._k_scale, keys)
+            out *= self._scales("k_scale", self._k_scale, keys)
 
     def weighted(self, weights: Array, keys: slice) -> Array:
         """As in `KeyValueTiles`, and scaled."""
         if self._v_scale is not None:
-            weights = weights * self._scales(self._v_scale, keys)
+            weights = weights * self._scales("v_scale", self._v_scale, keys)
         return super().weighted(weights, keys)
 
-    def _operand(self, array: Array, keys: slice) -> Array:
-        tokens = self._tokens(array, keys)
+    def _operand(self, name: str, array: Array, keys: slice) -> Array:
+        tokens = self._tokens(name, array, keys)
         if self._k_scale is None:
-            return as_operand(tokens.swapaxes(0, 1)[None], self._dtype)
-        wide = self._load_of(tokens.shape, self._dtype)
+            return as_operand(tokens.swapaxes(0, 1)[None], self._scratch)
+        wide = self._scratch.room("load", tokens.shape)
         widen_codes(tokens, wide)
         return wide.swapaxes(0, 1)[None]
 
-    def _scales(self, array: Array, keys: slice) -> Array:
-        return self._tokens(array, keys).T[:, None]
+    def _scales(self, name: str, array: Array, keys: slice) -> Array:
+        return self._tokens(name, array, keys).T[:, None]
 
-    def _tokens(self, array: Array, keys: slice) -> Array:
+    def _tokens(self, name: str, array: Array, keys: slice) -> Array:
         """The tokens at `keys` of an array (rows, hk, tokens, ...) as (keys, hk, ...).
 
         They lie as if all heads did, beside each other: products of other strides may round differently.
@@ -90,22 +93,18 @@ class CacheTiles(KeyValueTiles):
         array = array.swapaxes(1, 2)
         if self._places is None:
             return array[self._row, keys, self._heads]
-        places = self._places[keys.start - self._start : keys.stop - self._start]
+        here = slice(keys.start - self._start, keys.stop - self._start)
+        if name in self._gathered:
+            return self._gathered[name][here, self._heads]
         flat = array.reshape(array.shape[0] * array.shape[1], *array.shape[2:])
+        if len(self._places) * flat[:1].nbytes <= GATHER_BYTES:
+            whole = self._gathered[name] = self._gather(name, flat, self._places)
+            return whole[here, self._heads]
+        return self._gather(name, flat, self._places[here])[:, self._heads]
+
+    def _gather(self, name: str, flat: Array, places: Array) -> Array:
         first, last = int(places[0]), int(places[-1])
         if last - first == len(places) - 1 and (places[1:] > places[:-1]).all():
-            return flat[first : last + 1, self._heads]
-        gathered = self._load_of((len(places), *flat.shape[1:]), flat.dtype)
-        some = gathered[:, self._heads]
-        if some.shape == gathered.shape:
-            return flat.take(places, axis=0, out=gathered, mode="clip")
-        some[...] = flat[places, self._heads]
-        return some
-
-    def _load_of(self, shape: tuple[int, ...], dtype: Any) -> Array:
-        """Memory for one load."""
-        size, dtype = prod(shape), np.dtype(dtype)
-        found = self._memory.get(dtype)
-        if found is None or found.size < size:
-            found = self._memory[dtype] = np.empty(size, dtype)
-        return found[:size].reshape(shape)
+            return flat[first : last + 1]
+        room = self._scratch.room(f"gathered {name}", (len(places), *flat.shape[1:]), flat.dtype)
+        return flat.take(places, axis=0, out=room, mode="clip")

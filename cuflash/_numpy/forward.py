@@ -20,6 +20,7 @@ from cuflash._numpy.cache_tiles import CacheKeyValues
 from cuflash._numpy.kv_tiles import KeyValues
 from cuflash._numpy.online_softmax import OnlineSoftmax
 from cuflash._numpy.scores import QueryBlock
+from cuflash._numpy.scratch import Scratch
 from cuflash._plan import CpuPlan, make_plan, threads_for
 from cuflash._problem.attention import Call, Operands, Problem
 
@@ -64,7 +65,7 @@ def run_forward(pieces: list[Piece]) -> None:
         work.sort(key=lambda item: item[1].keys.start - item[1].keys.stop)  # the longest first
 
     def make_worker() -> Any:
-        scratch = _scratch(attends, work[0][1])
+        scratch = Scratch(pieces[0].problem.accumulator)
 
         def worker(item: tuple[_Attend, Block, int, _Merger | None]) -> None:
             attend, block, part, merger = item
@@ -76,13 +77,6 @@ def run_forward(pieces: list[Piece]) -> None:
         return worker
 
     threads.run(work, make_worker, threads_for([attend.plan for attend in attends], device))
-
-
-def _scratch(attends: list[_Attend], longest: Block) -> Array:
-    """Room for one score tile, of the most keys that a block has: new memory costs what is touched of it."""
-    keys = longest.keys.stop - longest.keys.start
-    size = max(attend.plan.score_tile // attend.plan.kv_tile * min(attend.plan.kv_tile, keys) for attend in attends)
-    return np.empty(size, attends[0].piece.problem.accumulator)
 
 
 class _Attend:
@@ -97,34 +91,34 @@ class _Attend:
         """Every block of the problem."""
         return walk(self.piece.problem, self.piece.operands, self.plan)
 
-    def queries(self, block: Block) -> QueryBlock:
+    def queries(self, block: Block, scratch: Scratch) -> QueryBlock:
         """The queries of a block with the keys and values they meet."""
-        return QueryBlock(self.piece.problem, self.piece.operands, block, self._kv.of(block))
+        return QueryBlock(self.piece.problem, self.piece.operands, block, self._kv.of(block, scratch), scratch)
 
-    def __call__(self, block: Block, scratch: Array) -> OnlineSoftmax:
+    def __call__(self, block: Block, scratch: Scratch) -> OnlineSoftmax:
         """The state of a block after all its keys."""
-        queries = self.queries(block)
+        queries = self.queries(block, scratch)
         if block.keys.start == block.keys.stop:
             return OnlineSoftmax.of_nothing(queries.q.shape[:-1], queries.kv.dv, queries.dtype)
         center = queries.center()
         if center is not None:
-            state = self._sum_bounded(queries, center, block, scratch)
+            state = self._sum_bounded(queries, center, block)
             if np.isfinite(state.output).all():
                 return state  # else values near the end of their range: subtract the maximum after all
-        return self.sum_online(queries, block, scratch)
+        return self.sum_online(queries, block)
 
-    def _sum_bounded(self, queries: QueryBlock, center: Array, block: Block, scratch: Array) -> OnlineSoftmax:
+    def _sum_bounded(self, queries: QueryBlock, center: Array, block: Block) -> OnlineSoftmax:
         state = OnlineSoftmax(center)
         with np.errstate(over="ignore", invalid="ignore"):
             for keys in tiles(block.keys, self.plan.kv_tile):
-                state.add(queries.powers(keys, scratch, self._device.fast_exp2), queries.kv, keys)
+                state.add(queries.powers(keys, self._device.fast_exp2), queries.kv, keys)
         return state
 
-    def sum_online(self, queries: QueryBlock, block: Block, scratch: Array) -> OnlineSoftmax:
+    def sum_online(self, queries: QueryBlock, block: Block) -> OnlineSoftmax:
         """The state after all keys, the maximum of each row subtracted from its scores."""
         state = OnlineSoftmax()
         for keys in tiles(block.keys, self.plan.kv_tile):
-            state.step(queries.scores(keys, scratch), queries.kv, keys)
+            state.step(queries.scores(keys), queries.kv, keys)
         return state
 
     def add_sinks(self, block: Block, state: OnlineSoftmax) -> None:
@@ -188,17 +182,17 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
     blocks = attend.blocks()
 
     def make_worker() -> Any:
-        scratch = _scratch([attend], max(blocks, key=lambda block: block.keys.stop - block.keys.start))
+        scratch = Scratch(call.problem.accumulator)
 
         def worker(block: Block) -> None:
             if block.keys.start == block.keys.stop:
                 return
-            queries = attend.queries(block)
-            state = attend.sum_online(queries, block, scratch)
+            queries = attend.queries(block, scratch)
+            state = attend.sum_online(queries, block)
             attend.add_sinks(block, state)
             share = state.share()
             for keys in tiles(block.keys, attend.plan.kv_tile):
-                scores = queries.scores(keys, scratch)
+                scores = queries.scores(keys)
                 scores -= state.maximum
                 np.exp(scores, out=scores)
                 scores *= share

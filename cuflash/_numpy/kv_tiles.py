@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from cuflash._numpy.blocks import Block, of_entry, tiles
+from cuflash._numpy.scratch import Scratch
 from cuflash._numpy.widen import widen
 from cuflash._plan import CpuBackwardPlan, CpuPlan
 from cuflash._problem.attention import Operands, Problem
@@ -23,7 +23,7 @@ class KeyValues:
         self._problem, self._operands, self._plan = problem, operands, plan
         self._spread: dict[Any, Spread] = {}
 
-    def of(self, block: Block) -> KeyValueTiles:
+    def of(self, block: Block, scratch: Scratch) -> KeyValueTiles:
         """Those of the key/value heads that a block's queries share."""
         group, source = self._problem.group, block.batch
         heads = slice(block.heads.start // group, -(-block.heads.stop // group))
@@ -32,9 +32,9 @@ class KeyValues:
             source = (slice(row, row + 1),)
         where = (*source, heads)
         k, v = self._operands.k[where], self._operands.v[where]
-        return KeyValueTiles(k, v, self._problem.accumulator, self._plan.load, self._of_keys(block, k))
+        return KeyValueTiles(k, v, scratch, self._plan.load, self._of_keys(block, k, scratch))
 
-    def _of_keys(self, block: Block, k: Array) -> Spread | None:
+    def _of_keys(self, block: Block, k: Array, scratch: Scratch) -> Spread | None:
         """Made once for all blocks of the same heads, where the plan asks for it."""
         if not self._plan.bounded:
             return None
@@ -42,42 +42,35 @@ class KeyValues:
         found = self._spread.get(slot)
         if found is None:  # two threads at once make the same
             span = slice(0, of_entry(self._operands.kv_lengths, block.entry))
-            loads = [as_operand(k[..., keys, :], self._problem.accumulator) for keys in tiles(span, self._plan.load)]
-            found = self._spread[slot] = spread(loads, self._problem.accumulator)
+            loads = [k[..., keys, :] for keys in tiles(span, self._plan.load)]
+            found = self._spread[slot] = spread(loads, scratch)
         return found
 
 
 class KeyValueTiles:
-    """The keys and values that one block reads, (..., hk, keys, dim)."""
+    """The keys and values that one block reads, (..., hk, keys, dim); a load may overwrite the one before."""
 
-    def __init__(self, k: Array, v: Array, dtype: Any, load: int, spread: Spread | None) -> None:
-        self._k, self._v, self._dtype, self._load = k, v, dtype, load
+    def __init__(self, k: Array, v: Array, scratch: Scratch, load: int, spread: Spread | None) -> None:
+        self._k, self._v, self._scratch, self._load = k, v, scratch, load
         self.spread = spread
         self.dv = v.shape[-1]
-        self._buffer: Array | None = None
 
     def k(self, keys: slice) -> Array:
         """Keys as BLAS takes them."""
-        return as_operand(self._k[..., keys, :], self._dtype)
+        return as_operand(self._k[..., keys, :], self._scratch)
 
     def v(self, keys: slice) -> Array:
         """Values as BLAS takes them."""
-        return as_operand(self._v[..., keys, :], self._dtype)
+        return as_operand(self._v[..., keys, :], self._scratch)
 
     def products(self, q: Array, keys: slice, out: Array, center: Array | None = None) -> None:
         """Queries (..., rows, d) times the keys, or times what they differ from `center`: `out` (..., rows, keys)."""
         for load in tiles(keys, self._load):
             k = self.k(load)
             if center is not None:
-                k = np.subtract(k, center, out=self._room(k.shape))
+                k = np.subtract(k, center, out=self._scratch.room("centered", k.shape))
             where = slice(load.start - keys.start, load.stop - keys.start)
             np.matmul(q, k.swapaxes(-1, -2), out=out[..., where])
-
-    def _room(self, shape: tuple[int, ...]) -> Array:
-        """Memory for one load, which the next one overwrites."""
-        if self._buffer is None or self._buffer.size < prod(shape):
-            self._buffer = np.empty(prod(shape), self._dtype)
-        return self._buffer[: prod(shape)].reshape(shape)
 
     def weighted(self, weights: Array, keys: slice) -> Array:
         """Weights (..., rows, keys) times the values: (..., rows, dv)."""
@@ -95,7 +88,7 @@ class Spread(NamedTuple):
     radius: float  # the largest Euclidean distance of a key from it; NaN or infinite where no bound can be told
 
 
-def spread(loads: list[Array], dtype: Any) -> Spread:
+def spread(loads: list[Array], scratch: Scratch) -> Spread:
     """How keys, which come in loads (..., hk, keys, d), are spread, about the origin unless they are well away from it.
 
     Equal keys have radius 0. Keys of trained models share large components, which add one number to all of a query's
@@ -104,12 +97,15 @@ def spread(loads: list[Array], dtype: Any) -> Spread:
     if not loads:
         return Spread(None, 0.0)
     with np.errstate(over="ignore", invalid="ignore"):
-        radius = max(map(longest_row, loads))
-        total = sum((_sum_rows(load) for load in loads), dtype(0))
-        center = total / dtype(sum(load.shape[-2] for load in loads))
+        radius, total = 0.0, scratch.dtype(0)
+        for load in loads:
+            keys = as_operand(load, scratch)
+            radius, total = np.maximum(radius, longest_row(keys)), total + _sum_rows(keys)
+        center = total / scratch.dtype(sum(load.shape[-2] for load in loads))
         if 4 * longest_row(center) <= radius:
             return Spread(None, radius)
-        return Spread(center, max(longest_row(load - center) for load in loads))
+        distances = [longest_row(as_operand(load, scratch) - center) for load in loads]
+        return Spread(center, np.max(distances))
 
 
 def _sum_rows(rows: Array) -> Array:
@@ -127,11 +123,10 @@ def longest_row(rows: Array) -> float:
     return float(np.sqrt(np.einsum("...d,...d->...", rows, rows).max(initial=0)))
 
 
-def as_operand(tile: Array, dtype: Any) -> Array:
-    """Tiles (..., keys, dim) as BLAS takes them without a detour: in `dtype`, rows contiguous and apart."""
-    if tile.dtype != dtype:
-        return widen(tile, dtype)
-    row, element = tile.strides[-2:]
-    if element == tile.itemsize and row >= element * tile.shape[-1]:
-        return tile
-    return np.ascontiguousarray(tile)
+def as_operand(tile: Array, scratch: Scratch) -> Array:
+    """Tiles (..., keys, dim) as BLAS takes them without a detour: in its dtype, rows contiguous and apart."""
+    if tile.dtype == scratch.dtype:
+        row, element = tile.strides[-2:]
+        if element == tile.itemsize and row >= element * tile.shape[-1]:
+            return tile
+    return widen(tile, scratch.room("load", tile.shape))

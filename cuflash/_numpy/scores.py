@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import e, log2, prod
+from math import e, log2
 from typing import Any
 
 import numpy as np
 
 from cuflash._numpy.blocks import Block, of_entry
 from cuflash._numpy.kv_tiles import KeyValueTiles, longest_row
+from cuflash._numpy.scratch import Scratch
 from cuflash._problem.attention import Operands, Problem
 
 Array = Any
@@ -26,8 +27,10 @@ class QueryBlock:
     where rows counts every row of every query head that shares the key/value head.
     """
 
-    def __init__(self, problem: Problem, operands: Operands, block: Block, kv: KeyValueTiles) -> None:
-        self._problem, self._operands, self.kv = problem, operands, kv
+    def __init__(
+        self, problem: Problem, operands: Operands, block: Block, kv: KeyValueTiles, scratch: Scratch
+    ) -> None:  # fmt: skip
+        self._problem, self._operands, self.kv, self._scratch = problem, operands, kv, scratch
         self._place, self._heads, self._rows = block.place, block.heads, block.rows
         self._offset = of_entry(operands.q_offset, block.entry)
         self.dtype = problem.accumulator
@@ -59,13 +62,13 @@ class QueryBlock:
             return np.zeros((*self.q.shape[:-1], 1), self.dtype)
         return self.q @ spread.center.swapaxes(-1, -2)
 
-    def scores(self, keys: slice, scratch: Array, tanh_out: Array | None = None) -> Array:
-        """The final scores of all rows against the keys at `keys`, as (..., hk, rows, keys) in `scratch`.
+    def scores(self, keys: slice, tanh_out: Array | None = None) -> Array:
+        """The final scores of all rows against the keys at `keys`, as (..., hk, rows, keys) in scratch memory.
 
         Hidden keys are -inf. With a softcap, `tanh_out` takes the tanh that the gradient needs.
         """
         problem = self._problem
-        tile = self.tile(keys.stop - keys.start, scratch)
+        tile = self.tile(keys.stop - keys.start, "scores")
         self.kv.products(self.q, keys, tile)
         if problem.softcap is not None:
             np.tanh(tile, out=tile)
@@ -77,7 +80,7 @@ class QueryBlock:
         self._hide(tile, keys, -np.inf)
         return tile
 
-    def powers(self, keys: slice, scratch: Array, base2: bool) -> Array:
+    def powers(self, keys: slice, base2: bool) -> Array:
         """exp(score - center) where there is a `center`, 0 for hidden keys: shaped as `scores`.
 
         `base2` takes exp2 of scores that came with their factor log2(e): twice as fast as exp where NumPy has it for
@@ -86,24 +89,23 @@ class QueryBlock:
         assert self.kv.spread is not None
         if self._powers_q is None:
             self._powers_q = self.q * self.dtype(log2(e)) if base2 else self.q
-        tile = self.tile(keys.stop - keys.start, scratch)
+        tile = self.tile(keys.stop - keys.start, "scores")
         self.kv.products(self._powers_q, keys, tile, self.kv.spread.center)
         (np.exp2 if base2 else np.exp)(tile, out=tile)
         self._hide(tile, keys, 0)
         return tile
 
-    def tile(self, count: int, buffer: Array) -> Array:
-        """An array (..., hk, rows, count) in `buffer`.
+    def tile(self, count: int, name: str) -> Array:
+        """An array (..., hk, rows, count) in scratch memory.
 
         A key's numbers lie side by side, which is what BLAS writes fastest and what sums over the keys read fastest;
         where a bias or a mask is an array, a row's do, as there. (A decoding step has a mask only where some sequence
         is shorter than lq, which must not change others' bits.)
         """
-        lead, rows = self.q.shape[:-2], self.q.shape[-2]
-        flat = buffer[: prod(lead) * rows * count]
+        *lead, rows, _ = self.q.shape
         if self._problem.bias is not None or (self._problem.mask and self._problem.function != "decode"):
-            return flat.reshape(*lead, rows, count)
-        return flat.reshape(*lead, count, rows).swapaxes(-1, -2)
+            return self._scratch.room(name, (*lead, rows, count))
+        return self._scratch.room(name, (*lead, count, rows)).swapaxes(-1, -2)
 
     def _by_heads(self, tile: Array) -> Array:
         """A view of a tile with the query heads of a key/value head on an axis of their own."""
