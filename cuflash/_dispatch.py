@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from importlib import import_module
 from typing import Any
 
@@ -19,4 +20,7 @@ def backend(function: str, home: str) -> Any:
             f"{function}: {home} arrays have no backend in this version; it computes on numpy arrays: "
             "use cupy.asnumpy and cupy.asarray around the call"
         )
-    return import_module(_BACKENDS[home])
+    return _load(_BACKENDS[home])
+
+
+_load = lru_cache(import_module)
