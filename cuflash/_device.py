@@ -13,24 +13,12 @@ class Device(NamedTuple):
     """Everything a plan may depend on; tests make their own."""
 
     threads: int  # how many run at once
-    fast_exp2: bool = False  # NumPy has exp2 for this CPU's vectors: twice as fast as exp
 
 
 def cpu_device() -> Device:
     """The CPU: threads from CUFLASH_NUM_THREADS or the cores this process may use."""
     asked = os.environ.get("CUFLASH_NUM_THREADS")
-    return Device(_threads_asked(asked) if asked else available_cores(), _fast_exp2())
-
-
-@lru_cache
-def _fast_exp2() -> bool:
-    """Whether NumPy runs exp2 beyond its baseline, as it does with AVX-512; before NumPy 2.1 it cannot be asked."""
-    try:
-        from numpy.lib.introspect import opt_func_info
-    except ImportError:
-        return False
-    loops = opt_func_info(func_name="^exp2$").get("exp2", {})
-    return bool(loops) and not any(loop["current"].startswith("baseline") for loop in loops.values())
+    return Device(_threads_asked(asked) if asked else available_cores())
 
 
 def available_cores() -> int:

@@ -67,7 +67,7 @@ class Storage:
     def sync(self) -> None:
         """Make what the host knows of lengths exact. On NumPy it always is, and nothing is done.
 
-        On a GPU the host keeps an upper bound of each length, which appends raise without waiting for the device.
+        For arrays on a device the host would keep an upper bound of each length, and this would make it exact.
 
         Examples
         --------

@@ -173,7 +173,7 @@ class KVCache(Storage):
         self.lengths[rows] = kept
 
     def check(self) -> None:
-        """Look whether `lengths`, if written by hand, are sound. On a GPU this waits for the device.
+        """Look whether `lengths`, if written by hand, are sound.
 
         Raises
         ------

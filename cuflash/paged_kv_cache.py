@@ -378,7 +378,7 @@ class PagedKVCache(Storage):
         self._pages.trim(seq, first, int(self.lengths[seq]) - last)
 
     def check(self) -> None:
-        """Look whether `lengths` and `page_table`, if written by hand, are sound. On a GPU this waits for the device.
+        """Look whether `lengths` and `page_table`, if written by hand, are sound.
 
         Raises
         ------

@@ -275,7 +275,7 @@ VALUES = {
     "decode: got b=3 rows, but the cache has batch=2; name the rows with `seqs`": decode(q=arr(3, 8, 64)),
     "decode: `seqs` names row 2, but the cache has rows 0 to 1": decode(seqs=[0, 2]),
     "decode: `seqs` names row -1, but": decode(seqs=[0, -1]),
-    "decode: `seqs` has shape (1,), but (b,) is (2,)": decode(seqs=[0]),
+    "decode: `seqs` has shape (1,), but (b,), one for each of the b rows handed in, is (2,)": decode(seqs=[0]),
     "decode: `splits` is 0, but the keys are cut into 1 part or more": decode(splits=0),
     "decode: `cache.lengths` holds 9, but must lie in 0..8": decode(lengths=9),
     "decode: `cache.lengths` holds -1, but must lie in 0..8": decode(lengths=-1),

@@ -60,6 +60,7 @@ def listing(page):
 
 
 TYPES = {
+    "PagedKVCache: `dtype` is 'float7', but must be float16, bfloat16, float32 or float64, or int8 or float8_e4m3fn": lambda: PagedKVCache(1, 1, 1, 1, dtype="float7"),
     "PagedKVCache: `dtype` is missing; give it, or an array of that dtype as `like`": lambda: PagedKVCache(1, 1, 1, 1),
     "PagedKVCache: `dtype` is uint8, but must be float16, bfloat16, float32 or float64, or int8 or float8_e4m3fn": lambda: PagedKVCache(1, 1, 1, 1, dtype=np.uint8),
     "PagedKVCache: `page_size` must be an integer, got 16.0": lambda: PagedKVCache(1, 16.0, 1, 1, dtype=F32),
@@ -87,7 +88,7 @@ VALUES = {
     "PagedKVCache: `page_size` is 0, but must be 1 or more": lambda: PagedKVCache(1, 0, 1, 1, dtype=F32),
     "PagedKVCache: `kv_heads` is 0, but must be 1 or more": lambda: PagedKVCache(1, 1, 0, 1, dtype=F32),
     "PagedKVCache: `value_dim` is -2, but must be 0 or more": lambda: PagedKVCache(1, 1, 1, 1, value_dim=-2, dtype=F32),
-    "PagedKVCache.append: got b=2 rows, but the cache has 3 sequences; name the rows with `seqs`": append(k=arr(2, 2, 1, 64)),
+    "PagedKVCache.append: got b=2 rows, but the cache has 3 sequence(s); name the rows with `seqs`": append(k=arr(2, 2, 1, 64)),
     "PagedKVCache.append: `seqs` names sequence 2, which was never added or was freed; the cache has 0, 1, 3": append(seqs=[0, 1, 2]),
     "PagedKVCache.append: `seqs` names a row twice: [0, 1, 1]": append(seqs=[0, 1, 1]),
     "PagedKVCache.append: `k` has 1 heads of 64, but the cache holds 2 heads of 64 (layout 'blhd')": append(layout="blhd"),
@@ -106,7 +107,7 @@ VALUES = {
     "PagedKVCache.truncate: `seq` names a row twice: [1, 1]": paged("truncate", [1, 1], 0),
     "PagedKVCache.check: `cache.page_table` was changed from outside: page 3 is listed 0 times, but is held by 1 sequences; only the cache writes it": listing(-1),
     "PagedKVCache.check: `cache.page_table` was changed from outside: page 12 is listed, but there are 8 pages": listing(12),
-    "decode: got b=2 rows, but the cache has 3 sequences; name the rows with `seqs`": decode(q=arr(2, 8, 64)),
+    "decode: got b=2 rows, but the cache has 3 sequence(s); name the rows with `seqs`": decode(q=arr(2, 8, 64)),
     "decode: `seqs` names sequence 2, which was never added or was freed; the cache has 0, 1, 3": decode(seqs=[0, 1, 2]),
     "decode: `cache` has d=64, but `q` has d=32": decode(q=arr(3, 8, 32)),
     "decode: `cache` has hk=2 heads, which does not divide hq=3 of `q`": decode(q=arr(3, 3, 64)),

@@ -77,6 +77,8 @@ TYPES = {
 }
 
 VALUES = {
+    "attention_varlen: `q_starts` is a list of lists of different lengths": varlen(q_starts=[0, [1, 2]]),
+    "attention_varlen: `kv_lengths` is a list of lists of different lengths": varlen(kv_lengths=[[1], [1, 2]]),
     "attention_varlen: `q` must have 3 axes (total_q, hq, d), got 2: shape (5, 8); give one head an axis with q[:, None]": varlen(q=arr(5, 8)),
     "attention_varlen: `v` must have 3 axes (total_k, hk, dv), got 4: shape (1, 7, 2, 6); give one head an axis with v[:, None], and reshape (b, l, h, d) to (b * l, h, d)": varlen(v=arr(1, 7, 2, 6)),
     "attention_varlen: `k` has d=9, but `q` has d=8 (shapes (7, 2, 9) and (5, 4, 8))": varlen(k=arr(7, 2, 9)),

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuflash._device import Device, cpu_device
+from cuflash._device import cpu_device
 from cuflash._numpy import threads
 from cuflash._numpy.bias_gradient import BiasGradient
 from cuflash._numpy.blocks import Block, tiles, visible_keys, walk_batch
@@ -72,7 +72,7 @@ def backward(given: Backward) -> tuple[Array, Array, Array, Array | None, Array 
 def run_backward(pieces: list[BackwardPiece]) -> None:
     """Fill the gradients of problems that have nothing to do with each other, of one dtype, in one pool of threads."""
     device = cpu_device()
-    gradients = [_Gradients(piece, make_backward_plan(piece.problem, device, len(pieces)), device) for piece in pieces]
+    gradients = [_Gradients(piece, make_backward_plan(piece.problem, device, len(pieces))) for piece in pieces]
     work = [(each, *chain) for each in gradients for chain in each.chains()]
 
     def make_worker() -> Any:
@@ -100,8 +100,8 @@ class _Owned(NamedTuple):
 class _Gradients:
     """The gradients of one problem: chains, each of which writes what no other does."""
 
-    def __init__(self, piece: BackwardPiece, plan: CpuBackwardPlan, device: Device) -> None:
-        self.piece, self.plan, self._device = piece, plan, device
+    def __init__(self, piece: BackwardPiece, plan: CpuBackwardPlan) -> None:
+        self.piece, self.plan = piece, plan
         self._kv = KeyValues(piece.problem, piece.operands, plan)
         self._dq = np.zeros((plan.parts - 1, *piece.dq.shape), piece.dq.dtype)  # of all parts but the first
         if piece.bias is not None:
@@ -162,7 +162,7 @@ class _Gradients:
         capped = self.piece.problem.softcap is not None
         tanh = queries.tile(count, "tanh") if capped else None
         if rows.bounded:
-            p = queries.powers(keys, self._device.fast_exp2)
+            p = queries.powers(keys)
         else:
             p = queries.scores(keys, tanh)
             p -= rows.shift
@@ -198,21 +198,23 @@ class _Rows:
         self.queries = queries
         self.shift = np.where(lse == -np.inf, dtype(np.inf), lse).reshape(*shape, 1)  # no key was seen: exp(-inf) is 0
         center = queries.center()
-        if center is not None:
-            weight = np.exp(center - self.shift).reshape(lse.shape)
+        self.bounded = False
+        if center is not None and _moderate(weight := np.exp(center - self.shift)):
+            rows = weight.reshape(lse.shape)
             with np.errstate(over="ignore", invalid="ignore"):
-                self.dout = np.multiply(dout, weight[..., None], dtype=dtype).reshape(*shape, -1)
-                self.delta = (delta * weight).reshape(*shape, 1)
-        self.bounded = center is not None and _far_from_limits(self.dout, self.delta)
+                self.dout = np.multiply(dout, rows[..., None], dtype=dtype).reshape(*shape, -1)
+                self.delta = (delta * rows).reshape(*shape, 1)
+            largest = max(self.dout.max(initial=0), -self.dout.min(initial=0))
+            self.bounded = bool(largest == 0 or 1e-30 < largest < 1e30)
         if not self.bounded:
             self.dout = dout.astype(dtype, order="C").reshape(*shape, -1)
             self.delta = delta.reshape(*shape, 1)
 
 
-def _far_from_limits(dout: Array, delta: Array) -> bool:
-    """Whether both are far from where float32 overflows, and dout from where it loses digits."""
-    with np.errstate(over="ignore", invalid="ignore"):
-        return bool(1e-30 < np.vdot(dout, dout) < 1e30 and np.vdot(delta, delta) < 1e30)
+def _moderate(weight: Array) -> bool:
+    """Whether the factors of rows that see a key neither overflow what they multiply nor take digits from it."""
+    seen = weight[weight != 0]
+    return bool(((seen > 1e-8) & (seen < 1e8)).all())
 
 
 def sink_gradient(sinks: Array, lse: Array, delta: Array) -> Array:

@@ -12,8 +12,8 @@ import numpy as np
 
 from cuflash._numpy.blocks import Block
 from cuflash._numpy.kv_tiles import KeyValueTiles, as_operand
-from cuflash._numpy.quantised import widen_codes
 from cuflash._numpy.scratch import Scratch
+from cuflash._numpy.widen import widen
 from cuflash._plan import CpuPlan
 from cuflash._problem.attention import Operands, Problem
 
@@ -79,8 +79,7 @@ class CacheTiles(KeyValueTiles):
         if self._k_scale is None:
             return as_operand(tokens.swapaxes(0, 1)[None], self._scratch)
         wide = self._scratch.room("load", tokens.shape)
-        widen_codes(tokens, wide)
-        return wide.swapaxes(0, 1)[None]
+        return widen(tokens, wide).swapaxes(0, 1)[None]
 
     def _scales(self, name: str, array: Array, keys: slice) -> Array:
         return self._tokens(name, array, keys).T[:, None]

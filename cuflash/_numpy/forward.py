@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from cuflash._device import Device, cpu_device
+from cuflash._device import cpu_device
 from cuflash._numpy import threads
 from cuflash._numpy.blocks import Block, tiles, walk
 from cuflash._numpy.cache_tiles import CacheKeyValues
@@ -25,6 +25,8 @@ from cuflash._plan import CpuPlan, make_plan, threads_for
 from cuflash._problem.attention import Call, Operands, Problem
 
 Array = Any
+
+LEAST_TOTAL = 1 / 64  # of a row's exp(score - center): two decades of range lost at the most
 
 
 class Piece(NamedTuple):
@@ -59,7 +61,7 @@ def empty_like(like: Array, shape: tuple[int, ...]) -> Array:
 def run_forward(pieces: list[Piece]) -> None:
     """Fill the outputs of problems that have nothing to do with each other, of one dtype, in one pool of threads."""
     device = cpu_device()
-    attends = [_Attend(piece, make_plan(piece.problem, device, len(pieces)), device) for piece in pieces]
+    attends = [_Attend(piece, make_plan(piece.problem, device, len(pieces))) for piece in pieces]
     work = [(attend, *part) for attend in attends for block in attend.blocks() for part in _cut(attend.plan, block)]
     if len(work) > 1:
         work.sort(key=lambda item: item[1].keys.start - item[1].keys.stop)  # the longest first
@@ -82,8 +84,8 @@ def run_forward(pieces: list[Piece]) -> None:
 class _Attend:
     """Attention of one problem, block by block."""
 
-    def __init__(self, piece: Piece, plan: CpuPlan, device: Device) -> None:
-        self.piece, self.plan, self._device = piece, plan, device
+    def __init__(self, piece: Piece, plan: CpuPlan) -> None:
+        self.piece, self.plan = piece, plan
         in_cache = piece.problem.stored is not None or piece.problem.page_size is not None
         self._kv = (CacheKeyValues if in_cache else KeyValues)(piece.problem, piece.operands, plan)
 
@@ -103,15 +105,15 @@ class _Attend:
         center = queries.center()
         if center is not None:
             state = self._sum_bounded(queries, center, block)
-            if np.isfinite(state.output).all():
-                return state  # else values near the end of their range: subtract the maximum after all
+            if _sound(state):
+                return state
         return self.sum_online(queries, block)
 
     def _sum_bounded(self, queries: QueryBlock, center: Array, block: Block) -> OnlineSoftmax:
         state = OnlineSoftmax(center)
         with np.errstate(over="ignore", invalid="ignore"):
             for keys in tiles(block.keys, self.plan.kv_tile):
-                state.add(queries.powers(keys, self._device.fast_exp2), queries.kv, keys)
+                state.add(queries.powers(keys), queries.kv, keys)
         return state
 
     def sum_online(self, queries: QueryBlock, block: Block) -> OnlineSoftmax:
@@ -132,6 +134,16 @@ class _Attend:
         """Write the rows of a block."""
         self.add_sinks(block, state)
         state.finish(self.piece.out[block.place], self.piece.lse[block.place])
+
+
+def _sound(state: OnlineSoftmax) -> bool:
+    """Whether bounded scores did as well as with their maximum subtracted.
+
+    They did not if sums of large values overflowed, nor if all that a row sees lies so far below the center that small
+    values lose digits to underflow.
+    """
+    seen = state.total[state.total != 0]
+    return bool((seen >= LEAST_TOTAL).all() and np.isfinite(state.output).all())
 
 
 def _cut(plan: CpuPlan, block: Block) -> list[tuple[Block, int, _Merger | None]]:
@@ -175,9 +187,8 @@ def weights(call: Call, shape: tuple[int, ...], out: Array | None) -> Array:
         out = np.empty(shape, call.like.dtype)
     out[...] = 0
     filled = out[None] if out.ndim == 2 else out
-    device = cpu_device()
     nothing = np.empty(0)
-    attend = _Attend(Piece(call.problem, call.operands, nothing, nothing), make_plan(call.problem, device), device)
+    attend = _Attend(Piece(call.problem, call.operands, nothing, nothing), make_plan(call.problem, cpu_device()))
 
     blocks = attend.blocks()
 

@@ -91,8 +91,8 @@ class Spread(NamedTuple):
 def spread(loads: list[Array], scratch: Scratch) -> Spread:
     """How keys, which come in loads (..., hk, keys, d), are spread, about the origin unless they are well away from it.
 
-    Equal keys have radius 0. Keys of trained models share large components, which add one number to all of a query's
-    scores; without those most scores can be bounded.
+    Keys of trained models share large components, which add one number to all of a query's scores; without those most
+    scores can be bounded.
     """
     if not loads:
         return Spread(None, 0.0)

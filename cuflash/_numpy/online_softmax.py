@@ -13,6 +13,7 @@ from cuflash._numpy.kv_tiles import KeyValueTiles, ones
 
 Array = Any
 
+_CHAIN = 16  # numbers added one after another
 _LIMITS = {np.dtype(dtype): np.finfo(dtype) for dtype in (np.float32, np.float64)}
 
 
@@ -93,5 +94,18 @@ class OnlineSoftmax:
 
 
 def row_sums(tile: Array) -> Array:
-    """Sums (..., rows, 1) of tiles (..., rows, keys), as a product with ones: thrice as fast as `sum`."""
-    return tile @ ones(tile.shape[-1], tile.dtype).T
+    """Sums (..., rows, 1) of tiles (..., rows, keys), in chains as short as NumPy's pairwise ones.
+
+    Where the numbers of a key lie side by side, products of 16 keys with ones add twice as fast as a sum does. All keys
+    in one product would lose what is small behind a large first number.
+    """
+    keys = tile.shape[-1]
+    if keys <= _CHAIN or tile.strides[-1] == tile.itemsize:
+        return tile.sum(axis=-1, keepdims=True)
+    *lead, rows, _ = tile.shape
+    whole = keys // _CHAIN * _CHAIN
+    chains = tile.swapaxes(-1, -2)[..., :whole, :].reshape(*lead, whole // _CHAIN, _CHAIN, rows)
+    sums = row_sums((ones(_CHAIN, tile.dtype) @ chains)[..., 0, :].swapaxes(-1, -2))
+    if whole < keys:
+        sums += tile[..., whole:].sum(axis=-1, keepdims=True)
+    return sums

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from math import e, log2
 from typing import Any
 
 import numpy as np
@@ -15,8 +14,7 @@ from cuflash._problem.attention import Operands, Problem
 
 Array = Any
 
-# Scores that stay between -32 and 32 of a number need no maximum: e**32 = 8e13 leaves 25 decades for sums and values,
-# e**-32 as many until numbers lose digits.
+# Scores that stay within 32 of a number need no maximum: sums of exp(32) = 8e13 leave 25 decades to values.
 BOUND = 32.0
 
 # Of fewer rows than this over many keys NumPy seeks the maximum far faster where the keys of a row lie side by side: 4
@@ -44,7 +42,6 @@ class QueryBlock:
         *self._lead, heads, rows, _ = q.shape
         self._split = (count, heads // count, rows)  # key/value heads, query heads of each, rows of those
         self.q = q.reshape(*self._lead, count, heads // count * rows, problem.d)
-        self._powers_q: Array | None = None
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -88,18 +85,12 @@ class QueryBlock:
         self._hide(tile, keys, -np.inf)
         return tile
 
-    def powers(self, keys: slice, base2: bool) -> Array:
-        """exp(score - center) where there is a `center`, 0 for hidden keys: shaped as `scores`.
-
-        `base2` takes exp2 of scores that came with their factor log2(e): twice as fast as exp where NumPy has it for
-        the CPU's vectors, but twenty times slower where a score is below -126 or -inf, which no bounded one is.
-        """
+    def powers(self, keys: slice) -> Array:
+        """exp(score - center) where there is a `center`, 0 for hidden keys: shaped as `scores`."""
         assert self.kv.spread is not None
-        if self._powers_q is None:
-            self._powers_q = self.q * self.dtype(log2(e)) if base2 else self.q
         tile = self.tile(keys.stop - keys.start, "scores")
-        self.kv.products(self._powers_q, keys, tile, self.kv.spread.center)
-        (np.exp2 if base2 else np.exp)(tile, out=tile)
+        self.kv.products(self.q, keys, tile, self.kv.spread.center)
+        np.exp(tile, out=tile)
         self._hide(tile, keys, 0)
         return tile
 

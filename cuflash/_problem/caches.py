@@ -16,6 +16,7 @@ from cuflash._problem.match import match, match_exact
 from cuflash.errors import CacheFullError, ProblemError
 
 QUANTISED = ("int8", "float8_e4m3fn")
+_STORED = f"{arrays.FLOATS}, or int8 or float8_e4m3fn"
 _APPENDED = ("float16", "bfloat16", "float32")  # what a quantised cache takes, and decodes for
 
 
@@ -70,9 +71,12 @@ def cache_dtype(function: str, dtype: Any, like: Any) -> Any:
             raise TypeError(
                 f'{function}: `dtype`="{dtype}" needs the package ml_dtypes; install cuflash[bf16]'
             ) from None
-    chosen = np.dtype(like.dtype if dtype is None else dtype)
+    try:
+        chosen = np.dtype(like.dtype if dtype is None else dtype)
+    except TypeError:
+        raise TypeError(f"{function}: `dtype` is {dtype!r}, but must be {_STORED}") from None
     if arrays.known_float(chosen) is None and chosen.name not in QUANTISED:
-        raise TypeError(f"{function}: `dtype` is {chosen}, but must be {arrays.FLOATS}, or int8 or float8_e4m3fn")
+        raise TypeError(f"{function}: `dtype` is {chosen}, but must be {_STORED}")
     return chosen
 
 
@@ -107,13 +111,13 @@ def read_rows(function: str, seqs: Any, b: int, cache: Any) -> Array | None:
     if seqs is None:
         count = len(cache.seqs) if paged(cache) else cache.k.shape[0]
         if b != count:
-            has = f"{count} sequences" if paged(cache) else f"batch={count}"
+            has = f"{count} sequence(s)" if paged(cache) else f"batch={count}"
             raise ProblemError(f"{function}: got b={b} rows, but the cache has {has}; name the rows with `seqs`")
         return np.array(cache.seqs, np.intp) if paged(cache) else None
     rows = np.asarray(seqs)
     if rows.dtype.kind not in "iu" and rows.size:
         raise TypeError(f"{function}: `seqs` must hold integers, got dtype {rows.dtype}")
-    match_exact(function, "seqs", rows.shape, (b,), "(b,)")
+    match_exact(function, "seqs", rows.shape, (b,), "(b,), one for each of the b rows handed in,")
     check_seqs(function, "seqs", rows.tolist(), cache)
     return rows.astype(np.intp)
 

@@ -137,18 +137,34 @@ def read_integers(
     if type(value) is int or isinstance(value, np.integer):
         values: Any = np.asarray(int(value))
     elif isinstance(value, (list, tuple)):
-        values = np.asarray(value, dtype=None if value else np.int64)
+        values = list_to_array(function, name, value)
     elif isinstance(value, (bool, np.bool_, float, complex, str)):
         raise TypeError(f"{function}: `{name}` must be an integer or an array of integers, got {_said(value)}")
     else:
         check_library(function, name, value, home)
         values = value
     if values.dtype.kind not in "iu":
-        raise TypeError(f"{function}: `{name}` must hold integers of at most 64 bits, got dtype {values.dtype}")
+        raise TypeError(not_integers(function, name, values.dtype))
     _check_range(function, name, values, low, high)
     if values.ndim == 0:
         return int(values)
     return match_broadcast(function, name, values, batch, axes)
+
+
+def list_to_array(function: str, name: str, values: Any) -> Array:
+    """A list of integers, nested or not, as an array."""
+    try:
+        return np.asarray(values, dtype=None if values else np.int64)
+    except ValueError:
+        raise ProblemError(f"{function}: `{name}` is a list of lists of different lengths") from None
+
+
+def not_integers(function: str, name: str, dtype: Any) -> str:
+    """What to say of an array of another dtype."""
+    return (
+        f"{function}: `{name}` must hold integers of at most 64 bits, got dtype {dtype}; "
+        "convert them, for example .astype(numpy.int64)"
+    )
 
 
 def _check_range(function: str, name: str, values: Array, low: int | None, high: int | None) -> None:

@@ -135,11 +135,11 @@ def _match_axes(function: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, 
 def _read_starts(function: str, name: str, starts: Any, home: str, of: str, total: int) -> Array:
     """Where members start and the last one ends: integers from 0 to `total`, the length of the array named `of`."""
     if isinstance(starts, (list, tuple)):
-        starts = np.asarray(starts, dtype=None if starts else np.int64)
+        starts = options.list_to_array(function, name, starts)
     else:
         arrays.check_library(function, name, starts, home)
     if starts.dtype.kind not in "iu":
-        raise TypeError(f"{function}: `{name}` must hold integers of at most 64 bits, got dtype {starts.dtype}")
+        raise TypeError(options.not_integers(function, name, starts.dtype))
     if starts.ndim != 1 or not starts.size:
         raise ProblemError(
             f"{function}: `{name}` has shape {starts.shape}, but must be (n + 1,): where each of n members starts, and "
