@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import ZERO_SIZES
 
 import cuflash
 
@@ -134,19 +135,7 @@ def test_views(view, dtype, check, qkv, cotangents):
         check.backward(dout, q, k, v, views=views, dlse=dlse, causal=True)
 
 
-@pytest.mark.parametrize(
-    ("b", "hq", "hk", "lq", "lk", "d", "dv"),
-    [
-        *[
-            (0, 2, 1, 3, 4, 5, 6),
-            (2, 2, 1, 0, 4, 5, 6),
-            (2, 2, 1, 3, 0, 5, 6),
-            (2, 2, 1, 3, 4, 0, 6),
-            (2, 2, 1, 3, 4, 5, 0),
-        ],
-        *[(2, 2, 1, 0, 0, 5, 6), (2, 2, 1, 3, 0, 0, 0), (2, 0, 0, 3, 4, 5, 6), (0, 0, 0, 0, 0, 0, 0)],
-    ],
-)
+@pytest.mark.parametrize(("b", "hq", "hk", "lq", "lk", "d", "dv"), ZERO_SIZES)
 @pytest.mark.parametrize("bias_shape", [(1, 1), (1, -1), (-1, -1)])
 def test_zero_sizes(b, hq, hk, lq, lk, d, dv, bias_shape, check, qkv, cotangents):
     q, k, v = qkv(b, hq, hk, lq, lk, d, dv)

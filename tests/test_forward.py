@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from problems import ZERO_SIZES
 
 import cuflash
 from cuflash import reference
@@ -115,19 +116,7 @@ def test_zero_stride_and_read_only_views(check, backend, normal):
     assert np.unique(out[0] - out[1]).tolist() == [0]
 
 
-@pytest.mark.parametrize(
-    ("b", "hq", "hk", "lq", "lk", "d", "dv"),
-    [
-        *[
-            (0, 2, 1, 3, 4, 5, 6),
-            (2, 2, 1, 0, 4, 5, 6),
-            (2, 2, 1, 3, 0, 5, 6),
-            (2, 2, 1, 3, 4, 0, 6),
-            (2, 2, 1, 3, 4, 5, 0),
-        ],
-        *[(2, 2, 1, 0, 0, 5, 6), (2, 2, 1, 3, 0, 0, 0), (2, 0, 0, 3, 4, 5, 6), (0, 0, 0, 0, 0, 0, 0)],
-    ],
-)
+@pytest.mark.parametrize(("b", "hq", "hk", "lq", "lk", "d", "dv"), ZERO_SIZES)
 @pytest.mark.parametrize("sinks", [False, True])
 def test_zero_sizes(b, hq, hk, lq, lk, d, dv, sinks, check, qkv):
     options = {"sinks": np.ones(hq, np.float32)} if sinks else {}
