@@ -1,0 +1,27 @@
+// config.cuh -- what the always-there kernels are compiled for. Everything else about a call is a run-time value.
+#pragma once
+#include "../core/simt_tile.cuh"
+
+namespace cf {
+
+struct SimtConfig {
+    Dtype dtype;
+    int value_dim;  // columns of the output that a block keeps in registers: dv, rounded up
+    int q_tile, kv_tile;
+    int blocks;     // that a multiprocessor is to hold: what the compiler may spend in registers follows from it
+};
+
+// The same for kernels of the gradient.
+struct GradientConfig {
+    Dtype dtype;
+    int columns;    // of dq, or of dk or dv, that a block keeps in registers
+    int q_tile, kv_tile;
+    int blocks;
+};
+
+// Kernels that pass over an array element by element.
+struct ElementConfig {
+    Dtype dtype;
+};
+
+}  // namespace cf

@@ -1,0 +1,59 @@
+// online_softmax.cuh -- softmax(s) @ v over tiles of keys that come one after another (Milakov and Gimelshein 2018,
+// arXiv:1805.02867; as in FlashAttention-2, arXiv:2307.08691, algorithm 1). The rules of -inf are here and nowhere
+// else: a row that has seen no key has max = -inf and sum = 0, and ends as output 0 and lse -inf.
+#pragma once
+#include "../core/simt_tile.cuh"
+
+namespace cf {
+
+// State of the R rows of a thread. `sum` is over the thread's own columns until `finish`.
+template <typename A, int R> struct OnlineSoftmax {
+    A max[R], sum[R];
+
+    __device__ __forceinline__ void start() {
+#pragma unroll
+        for (int r = 0; r < R; ++r) { max[r] = -infinity<A>(); sum[r] = 0; }
+    }
+    // Begins with a logit that carries no value; `owner` is true for one of the threads that share a row.
+    __device__ __forceinline__ void start(A sink, bool owner) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) start_row(r, sink, owner);
+    }
+    __device__ __forceinline__ void start_row(int r, A sink, bool owner) {
+        max[r] = sink;
+        sum[r] = owner && sink != -infinity<A>() ? 1 : 0;
+    }
+
+    // Scores become weights exp(s - max) in place; shrink[r] is what earlier results of row r are to be multiplied by.
+    template <int C> __device__ __forceinline__ void step(A (&s)[R][C], A (&shrink)[R]) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+            A tile_max = s[r][0];
+#pragma unroll
+            for (int c = 1; c < C; ++c) tile_max = largest(tile_max, s[r][c]);
+            const A row_max = largest(max[r], Simt<A>::row_max(tile_max));
+            const A base = finite(row_max);
+            shrink[r] = exp_of(max[r] - base);
+            max[r] = row_max;
+            sum[r] *= shrink[r];
+#pragma unroll
+            for (int c = 0; c < C; ++c) sum[r] += s[r][c] = exp_of(s[r][c] - base);
+        }
+    }
+
+    // Adds up the rows' sums; returns in `lse` the natural log of each.
+    __device__ __forceinline__ void finish(A (&lse)[R]) {
+#pragma unroll
+        for (int r = 0; r < R; ++r) {
+            sum[r] = Simt<A>::row_sum(sum[r]);
+            lse[r] = sum[r] == A(0) ? -infinity<A>() : max[r] + log_of(sum[r]);
+        }
+    }
+    // A finished row of the output.
+    __device__ __forceinline__ A normalise(A o, int r) const { return sum[r] == A(0) ? A(0) : o / sum[r]; }
+
+    // Stands in for the maximum where there is none, so that -inf is never subtracted from -inf.
+    static __device__ __forceinline__ A finite(A row_max) { return row_max == -infinity<A>() ? A(0) : row_max; }
+};
+
+}  // namespace cf

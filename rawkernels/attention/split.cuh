@@ -1,0 +1,70 @@
+// split.cuh -- keys cut into parts that blocks of their own work on: which part a block owns, and how the results of
+// the parts become one. Parts depend on what a tile of queries sees and on nothing else, and they are merged in their
+// order, so neither the batch nor the room of a cache nor the GPU has a say in the bits.
+#pragma once
+#include "../core/simt_tile.cuh"
+
+namespace cf {
+
+// Keys begin ... end - 1, one part of those that a tile of queries sees.
+struct KeyPart {
+    int begin, end, count;  // count: parts of the tile, at least 1, so that a tile that sees nothing has an owner
+    bool exists;            // blocks are there for as many parts as any tile can have
+
+    // Part `index` of the keys first ... stop - 1: cut every `part_keys`, or into `splits` parts if that is not 0.
+    static __device__ __forceinline__ KeyPart of(int index, int first, int stop, int part_keys, int splits) {
+        const int keys = largest(0, stop - first);
+        const int size = splits == 0 ? part_keys : largest(1, int(ceil_div<int64_t>(keys, splits)));
+        const int count = largest(1, int(ceil_div<int64_t>(keys, size)));
+        const int64_t begin = first + int64_t(index) * size;
+        return {int(least<int64_t>(begin, stop)), int(least<int64_t>(begin + size, stop)), count, index < count};
+    }
+};
+
+// By the threads of one warp together: attention of one query over the union of `parts` disjoint sets of keys, from the
+// results over each,
+//
+//     lse = log(sum_p exp(lse_p)),   out = sum_p exp(lse_p - lse) out_p,
+//
+// summed in the order of the parts. What a part without any weight holds is not looked at. lse_of(part) and
+// out_of(part, col) are asked in the arithmetic's type; put(col, number) takes each of the `dv` columns; returns lse.
+template <typename A, typename LseOf, typename OutOf, typename Put>
+__device__ __forceinline__ A merge_row(int parts, int dv, LseOf lse_of, OutOf out_of, Put put) {
+    constexpr int LANE_COLS = 4;    // columns of a lane that share a weight
+    const int lane = threadIdx.x % WARP;
+    A top = -infinity<A>();
+    for (int part = lane; part < parts; part += WARP) top = largest(top, lse_of(part));
+#pragma unroll
+    for (int other = 1; other < WARP; other *= 2) top = largest(top, __shfl_xor_sync(0xffffffffu, top, other));
+    const A base = top == -infinity<A>() ? A(0) : top;
+
+    A total = 0;
+    int col0 = lane;
+    do {
+        A sum[LANE_COLS] = {};
+        total = 0;
+        for (int part0 = 0; part0 < parts; part0 += WARP) {
+            const A own = part0 + lane < parts ? exp_of(lse_of(part0 + lane) - base) : A(0);
+            const int count = least(WARP, parts - part0);
+#pragma unroll 4
+            for (int i = 0; i < count; ++i) {
+                const A weight = __shfl_sync(0xffffffffu, own, i);
+                total += weight;
+#pragma unroll
+                for (int c = 0; c < LANE_COLS; ++c) {
+                    const int col = col0 + c * WARP;
+                    if (col < dv && weight != A(0)) sum[c] += weight * out_of(part0 + i, col);
+                }
+            }
+        }
+#pragma unroll
+        for (int c = 0; c < LANE_COLS; ++c) {
+            const int col = col0 + c * WARP;
+            if (col < dv) put(col, total == A(0) ? A(0) : sum[c] / total);
+        }
+        col0 += LANE_COLS * WARP;
+    } while (col0 - lane < dv);
+    return total == A(0) ? -infinity<A>() : base + log_of(total);
+}
+
+}  // namespace cf

@@ -1,0 +1,51 @@
+// merge.cu -- attention over the union of disjoint sets of keys, from the results over each:
+//
+//     lse = log(sum_p exp(lse_p)),   out = sum_p exp(lse_p - lse) out_p
+//
+// A part that saw no key of a row, lse_p = -inf, adds nothing to it, whatever its out_p holds. Where none saw any, out
+// is 0 and lse -inf.
+//
+// Walk: a warp owns a row of the output and walks the parts in their order (attention/split.cuh). Threads: 128.
+#include "attention/cache_params.cuh"
+#include "attention/span.cuh"
+#include "attention/split.cuh"
+
+namespace cf {
+
+struct MergeConfig { Dtype dtype; };
+
+template <MergeConfig CONFIG> struct Merge {
+    using T = Storage<CONFIG.dtype>;
+    using A = Acc<T>;
+    using Params = MergeParams<T>;
+    static constexpr int THREADS = 128, BLOCKS_PER_SM = 1, SMEM_BYTES = 0;
+
+    static __device__ void run(const Params& params) {
+        int64_t index = int64_t(blockIdx.x) * (THREADS / WARP) + threadIdx.x / WARP;
+        const int row = int(index % params.rows);
+        index /= params.rows;
+        const int head = int(index % params.heads);
+        index /= params.heads;
+        if (index >= params.entries) return;
+        const BatchEntry entry = BatchEntry::of(index, params.batch);
+        const auto at = [&](const Strides& strides) { return offset_of(strides, entry, head) + row * strides.row; };
+
+        T* out = params.out + at(params.out_strides);
+        const A lse = merge_row<A>(
+            params.parts, params.dv,
+            [&](int part) {
+                const MergePart<T>& from = params.given[part % params.arrays];
+                return from.lse[part / params.arrays * params.lse_step + at(from.lse_strides)];
+            },
+            [&](int part, int col) {
+                const MergePart<T>& from = params.given[part % params.arrays];
+                const int64_t first = part / params.arrays * params.out_step + at(from.out_strides);
+                return widen(from.out[first + col * from.out_strides.col]);
+            },
+            [&](int col, A number) { out[col * params.out_strides.col] = narrow<T>(number); }
+        );
+        if (threadIdx.x % WARP == 0) params.lse[at(params.lse_strides)] = lse;
+    }
+};
+
+}  // namespace cf
