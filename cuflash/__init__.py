@@ -12,19 +12,20 @@ from cuflash import errors, masks
 from cuflash._attention import Gradients, attention, attention_backward, attention_vjp, attention_weights, merge, rotary
 from cuflash._bias import Alibi
 from cuflash._decoding import decode
-from cuflash._tools import explain, selftest, show_config, warmup
+from cuflash._tools import explain, selftest, show_config
 from cuflash._varlen import attention_varlen, attention_varlen_backward
-from cuflash.errors import CacheFullError, ProblemError, UnsupportedError
+from cuflash._warmup import warmup
+from cuflash.errors import CacheFullError, CompileError, PerformanceWarning, ProblemError, UnsupportedError
 from cuflash.kv_cache import KVCache
 from cuflash.paged_kv_cache import PagedKVCache
 
 __version__ = "0.1.0"
 
 __all__ = [
-    "Alibi", "CacheFullError", "Gradients", "KVCache", "PagedKVCache", "ProblemError", "UnsupportedError", "attention",
-    "attention_backward", "attention_varlen", "attention_varlen_backward", "attention_vjp", "attention_weights",
-    "decode", "errors", "explain", "masks", "merge", "reference", "rotary", "selftest", "show_config", "testing",
-    "warmup",
+    "Alibi", "CacheFullError", "CompileError", "Gradients", "KVCache", "PagedKVCache", "PerformanceWarning",
+    "ProblemError", "UnsupportedError", "attention", "attention_backward", "attention_varlen",
+    "attention_varlen_backward", "attention_vjp", "attention_weights", "decode", "errors", "explain", "masks", "merge",
+    "reference", "rotary", "selftest", "show_config", "testing", "warmup",
 ]  # fmt: skip
 
 

@@ -42,8 +42,18 @@ def _parser() -> argparse.ArgumentParser:
     info.set_defaults(run=_info)
     selftest = commands.add_parser("selftest", help="check the main functions against their definitions")
     selftest.set_defaults(run=_selftest)
-    warmup = commands.add_parser("warmup", help="prepare what the first call would otherwise prepare; nothing on NumPy")
-    warmup.set_defaults(run=_warmup)
+    warmup = commands.add_parser(
+        "warmup",
+        help="compile the kernels that CuPy arrays will need; NumPy needs none",
+        description="Compile kernels before they are needed: into the cache for this machine's GPU, or with --arch for "
+        "another one, for which neither a GPU nor a driver is needed.",
+    )
+    warmup.add_argument("--arch", nargs="+", metavar="SM", help="compile for these instead, such as sm_90a")
+    warmup.add_argument("--out", type=Path, metavar="DIR", help="a folder for the files, to be named CUFLASH_CUBIN_DIR")
+    warmup.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="of the arrays (all four)")
+    warmup.add_argument("--head-dims", nargs="+", type=_size, metavar="D", help="the larger of d and dv (1 to 512)")
+    warmup.add_argument("--features", nargs="+", metavar="OPTION", help="options that calls will use (all)")
+    warmup.set_defaults(run=_warmup, parser=warmup)
 
     bench = commands.add_parser(
         "bench",
@@ -110,7 +120,16 @@ def _selftest(arguments: argparse.Namespace) -> int:
 
 
 def _warmup(arguments: argparse.Namespace) -> int:
-    cuflash.warmup()
+    try:
+        cuflash.warmup(
+            arguments.dtypes, arguments.head_dims, arguments.features, arch=arguments.arch, out=arguments.out
+        )
+    except cuflash.ProblemError as error:
+        parser: argparse.ArgumentParser = arguments.parser
+        parser.error(str(error))
+    except (cuflash.CompileError, OSError) as error:
+        print(error, file=sys.stderr)
+        return 1
     return 0
 
 

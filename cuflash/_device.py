@@ -1,4 +1,4 @@
-"""What a device can do, as a small value that planning reads. Here: the CPU as this process may use it."""
+"""What a device can do, as a small value that planning reads: the CPU as this process may use it, or a GPU."""
 
 from __future__ import annotations
 
@@ -13,6 +13,26 @@ class Device(NamedTuple):
     """Everything a plan may depend on; tests make their own."""
 
     threads: int  # how many run at once
+
+
+class Gpu(NamedTuple):
+    """A GPU, as plans and the compiler need it."""
+
+    arch: str  # as in `exact_arch`
+    sms: int  # multiprocessors
+    smem_block: int  # bytes of shared memory that a block may ask for
+
+
+def exact_arch(major: int, minor: int) -> str:
+    """The architecture that code for just this compute capability is compiled for, as NVRTC calls it.
+
+    The instructions of the tensor cores and of copies of 9.0 to 11.x exist in architectures named with an `a` only;
+    code for those runs on that one capability. Other code runs on later minors of its major too.
+
+    >>> exact_arch(8, 9), exact_arch(9, 0), exact_arch(12, 0)
+    ('sm_89', 'sm_90a', 'sm_120')
+    """
+    return f"sm_{major}{minor}{'a' if 9 <= major <= 11 else ''}"
 
 
 def cpu_device() -> Device:

@@ -35,3 +35,44 @@ BLOCK_WORK_LEAST = 4_000_000
 # Multiply-adds of a call below which another thread costs as much as it takes over (one thread against two: 17 M 0.9
 # and 1.3 ms, 25 M 0.7 and 0.8, 34 M 4.6 and 4.4, 50 M 1.5 and 1.4, 67 M 4.2 and 3.3).
 SMALL_WORK = 50_000_000
+
+# GPU kernels without tensor cores: (bytes of an element, columns that a block keeps in registers) to queries and keys
+# of a tile, blocks that a multiprocessor is to hold, and bytes of shared memory. None was timed on a GPU yet. Blocks of
+# fwd_simt are the most that compile without a spill on every architecture (bytes spilled with more: 16-bit at 64
+# columns, 16 with 4 blocks on sm_90a and 8 with 3 on sm_120; 256 columns, 8 with 3 on sm_120).
+Table = dict[tuple[int, int], tuple[int, int, int, int]]
+FWD_SIMT: Table = {
+    (2, 64): (64, 64, 2, 35840), (4, 64): (64, 64, 4, 35840), (8, 64): (64, 32, 2, 31232),
+    (2, 128): (64, 64, 2, 35840), (4, 128): (64, 64, 2, 35840), (8, 128): (32, 32, 2, 17920),
+    (2, 256): (32, 64, 2, 25088), (4, 256): (32, 64, 2, 25088), (8, 256): (16, 32, 3, 12544),
+    (2, 512): (16, 64, 3, 20736), (4, 512): (16, 64, 3, 20736), (8, 512): (16, 32, 2, 12544),
+}  # fmt: skip
+BWD_Q_SIMT: Table = {
+    (2, 64): (64, 64, 4, 36704), (4, 64): (64, 64, 4, 36704), (8, 64): (64, 32, 3, 35184),
+    (2, 128): (64, 64, 3, 36704), (4, 128): (64, 64, 3, 36704), (8, 128): (32, 32, 3, 18800),
+    (2, 256): (32, 64, 3, 25696), (4, 256): (32, 64, 3, 25696), (8, 256): (16, 32, 4, 13168),
+    (2, 512): (16, 64, 3, 21216), (4, 512): (16, 64, 3, 21216), (8, 512): (16, 32, 2, 13168),
+}  # fmt: skip
+BWD_KV_SIMT: Table = {
+    (2, 64): (64, 64, 4, 36704), (4, 64): (64, 64, 4, 36704), (8, 64): (32, 64, 3, 34160),
+    (2, 128): (64, 64, 3, 36704), (4, 128): (64, 64, 3, 36704), (8, 128): (32, 64, 2, 34160),
+}  # fmt: skip
+BWD_BIAS_SIMT: Table = {(2, 0): (64, 64, 4, 36688), (4, 0): (64, 64, 4, 36688), (8, 0): (64, 32, 3, 32592)}
+WEIGHTS_SIMT: Table = {(2, 0): (64, 64, 4, 36624), (4, 0): (64, 64, 4, 36624), (8, 0): (64, 32, 3, 32544)}
+
+# Decoding, as above but by (bytes of a number in arithmetic, columns): tiles for few queries of a key/value head, then
+# for more. No variant spills on any architecture.
+DECODE_SIMT: dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]] = {
+    (4, 64): ((8, 64, 4, 19664), (32, 64, 4, 26384)),
+    (4, 128): ((8, 64, 4, 19664), (32, 64, 3, 26384)),
+    (4, 256): ((8, 64, 4, 19664), (16, 64, 4, 21904)),
+    (4, 512): ((8, 64, 4, 19664),),
+    (8, 64): ((8, 32, 4, 10960), (32, 32, 3, 18704)),
+    (8, 128): ((8, 32, 4, 10960), (32, 32, 2, 18704)),
+    (8, 256): ((8, 32, 3, 10960), (16, 32, 3, 13200)),
+    (8, 512): ((8, 32, 3, 10960),),
+}
+DECODE_SCALE_BYTES = 8  # of shared memory more for each key of a tile, where keys and values are quantised
+
+# A bias gradient of few tiles is summed in parts by as many blocks as this for each multiprocessor.
+BIAS_BLOCKS_PER_SM = 4

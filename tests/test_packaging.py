@@ -46,7 +46,9 @@ def test_wheel_is_pure_python(wheel):
 def test_wheel_carries_every_module_and_its_data(wheel):
     expected = {str(path.relative_to(ROOT)) for path in (ROOT / "cuflash").rglob("*.py")}
     expected |= {str(path.relative_to(ROOT)) for path in (ROOT / "cuflash" / "_demo").rglob("*.safetensors")}
-    expected |= {"cuflash/py.typed", "cuflash/rawkernels/README.md"}
+    sources = {path.relative_to(ROOT) for path in (ROOT / "rawkernels").rglob("*.cu*")}
+    expected |= {"cuflash/py.typed", "cuflash/rawkernels/README.md", *(f"cuflash/{path}" for path in sources)}
+    assert "cuflash/rawkernels/attention/params.cuh" in expected
     assert any(name.endswith(".safetensors") for name in expected), "the demo's weights are missing"
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == expected
@@ -81,6 +83,8 @@ def test_wheel_runs_away_from_the_checkout(wheel, tmp_path):
         return done.stdout
 
     assert run("-c", "import cuflash; print(cuflash.__file__)").startswith(str(tmp_path / "site"))
+    folder = tmp_path / "site" / "cuflash" / "rawkernels"
+    assert run("-c", "from cuflash import _sources; print(_sources.folder())") == f"{folder}\n"
     assert "equal" in run("-m", "cuflash", "demo", "--tokens", "4")
     assert "2. Decoding" in run("-m", "cuflash", "bench", "--lengths", "16", "--rounds", "1")
 

@@ -1,0 +1,92 @@
+"""What the kernels without tensor cores are compiled for: the `Config` of each by dtype and dims, from the tables of
+`_tuning`. Both the register of kernels and planning read it here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import NamedTuple
+
+from cuflash import _tuning
+
+ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
+DIM_MOST = 512  # of d and dv
+COPY_CHUNK_BYTES = 16384  # of a page of an array, that a block of copy_pages takes
+
+Members = Mapping[str, int | bool | str]
+
+
+class Tiles(NamedTuple):
+    """A row of a table of `_tuning`."""
+
+    q_tile: int  # queries
+    kv_tile: int  # keys
+    blocks: int  # that a multiprocessor is to hold
+    smem_bytes: int  # of a block: sizeof(Smem), which tests/test_gpu_plan.py has NVRTC compare
+
+
+class Simt(NamedTuple):
+    """A variant of a kernel."""
+
+    config: tuple[tuple[str, int | bool | str], ...]  # members in the order of C++
+    columns: int  # that a block keeps in registers
+    tiles: Tiles
+
+
+@lru_cache
+def fwd_simt(dtype: str, dv: int) -> Simt:
+    """fwd_simt for values of dv columns."""
+    columns = _class(dv, _tuning.FWD_SIMT)
+    return _simt(_tuning.FWD_SIMT, dtype, columns, value_dim=columns)
+
+
+@lru_cache
+def bwd_q_simt(dtype: str, d: int) -> Simt:
+    """bwd_q_simt for queries of d columns."""
+    columns = _class(d, _tuning.BWD_Q_SIMT)
+    return _simt(_tuning.BWD_Q_SIMT, dtype, columns, columns=columns)
+
+
+@lru_cache
+def bwd_kv_simt(dtype: str, dim: int) -> Simt:
+    """bwd_kv_simt for keys and values of which the wider have `dim` columns; wider ones are cut into slices."""
+    columns = _class(dim, _tuning.BWD_KV_SIMT)
+    return _simt(_tuning.BWD_KV_SIMT, dtype, columns, columns=columns)
+
+
+@lru_cache
+def bwd_bias_simt(dtype: str) -> Simt:
+    """bwd_bias_simt, which keeps a tile of the bias."""
+    return _simt(_tuning.BWD_BIAS_SIMT, dtype, 0, columns=0)
+
+
+@lru_cache
+def weights_simt(dtype: str) -> Simt:
+    """weights_simt, which keeps a tile of the weights."""
+    return _simt(_tuning.WEIGHTS_SIMT, dtype, 0, value_dim=0)
+
+
+@lru_cache(maxsize=1024)
+def decode_simt(dtype: str, codes: str, dv: int, rows: int) -> Simt:
+    """decode_simt for values of dv columns and so many queries of a key/value head, in the fewest tiles."""
+    number = max(4, ITEMSIZES[dtype])
+    columns = next((most for size, most in _tuning.DECODE_SIMT if size == number and dv <= most), DIM_MOST)
+    known = [Tiles(*tiles) for tiles in _tuning.DECODE_SIMT[number, columns]]
+    tiles = next((one for one in known if rows <= one.q_tile), known[-1])
+    if codes != "none":
+        tiles = tiles._replace(smem_bytes=tiles.smem_bytes + tiles.kv_tile * _tuning.DECODE_SCALE_BYTES)
+    members: Members = {"dtype": f"Dtype::{dtype}", "codes": f"Codes::{codes}", "value_dim": columns}
+    return Simt((*members.items(), *list(tiles._asdict().items())[:3]), columns, tiles)
+
+
+def _simt(table: _tuning.Table, dtype: str, columns: int, /, **member: int) -> Simt:
+    tiles = Tiles(*table[ITEMSIZES[dtype], columns])
+    members: Members = {"dtype": f"Dtype::{dtype}", **member, **dict(list(tiles._asdict().items())[:3])}
+    return Simt(tuple(members.items()), columns, tiles)
+
+
+def _class(dim: int, table: _tuning.Table) -> int:
+    """The least number of columns in a table that holds `dim`, else the largest."""
+    known = sorted({columns for _, columns in table})
+    return next((columns for columns in known if dim <= columns), known[-1])

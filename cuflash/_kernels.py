@@ -1,0 +1,179 @@
+"""The register of kernels: one line each, and which variants of each are ever launched.
+
+A kernel `name` is the struct that its line names, a template on one `Config`; the file holds it, and the compiled
+function is called `cuflash_<name>`. A variant is a kernel with the values of its `Config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from cuflash import _configs, _params
+from cuflash.errors import ProblemError
+
+Value = int | bool | str
+Config = tuple[tuple[str, Value], ...]
+
+DTYPES = tuple(_params.DTYPES)
+HEAD_DIMS = range(1, 513)
+# The options of attention that a kernel may be compiled with or without.
+FEATURES = ("causal", "window", "mask", "bias", "alibi", "softcap", "sinks", "kv_lengths")
+
+
+class KernelSpec(NamedTuple):
+    """One variant: all that compiling it depends on, but for the architecture."""
+
+    kernel: str
+    config: Config  # members of `Config` in the order of C++; text is a C++ expression, such as "Dtype::float32"
+
+
+class Wanted(NamedTuple):
+    """What variants are asked for."""
+
+    dtypes: tuple[str, ...]
+    head_dims: tuple[int, ...]
+    features: tuple[str, ...]
+
+
+class Kernel(NamedTuple):
+    """A line of the register."""
+
+    file: str  # below rawkernels/
+    struct: str  # in namespace cf
+    config: str  # type of its template argument, in namespace cf
+    params: _params.Struct  # what a launch hands over
+    configs: Callable[[Wanted], Iterable[Config]]  # all that calls with these launch
+
+
+def spec(kernel: str, **config: Value) -> KernelSpec:
+    """A variant by the members of its `Config`, in the order of C++."""
+    return KernelSpec(kernel, tuple(config.items()))
+
+
+def instance(variant: KernelSpec) -> str:
+    """The C++ type of a variant.
+
+    >>> instance(spec("fwd_simt", dtype="Dtype::float32", value_dim=64))
+    'cf::FwdSimt<cf::SimtConfig{.dtype = cf::Dtype::float32, .value_dim = 64}>'
+    """
+    kernel = KERNELS[variant.kernel]
+    members = ", ".join(f".{name} = {_spell(value)}" for name, value in variant.config)
+    return f"cf::{kernel.struct}<cf::{kernel.config}{{{members}}}>"
+
+
+def _spell(value: Value) -> str:
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    return f"cf::{value}" if isinstance(value, str) else str(value)
+
+
+def file_name(variant: KernelSpec, arch: str) -> str:
+    """What a variant compiled for `arch` is called in a folder.
+
+    >>> file_name(spec("fwd_simt", dtype="Dtype::float32", value_dim=64, bias=True, mask=False), "sm_90a")
+    'fwd_simt-float32-value_dim64-bias-sm_90a.cubin'
+    """
+    return "-".join([variant.kernel, *filter(None, map(_shorten, variant.config)), arch]) + ".cubin"
+
+
+def _shorten(member: tuple[str, Value]) -> str:
+    name, value = member
+    if isinstance(value, bool):
+        return name if value else ""
+    return value.rpartition("::")[2] if isinstance(value, str) else f"{name}{value}"
+
+
+def variants(
+    dtypes: Iterable[str] | None = None, head_dims: Iterable[int] | None = None, features: Iterable[str] | None = None
+) -> list[KernelSpec]:
+    """Every variant that calls with these dtypes, head dims and options launch; None is all of them.
+
+    Raises
+    ------
+    ProblemError
+        A name or number that no kernel has.
+    """
+    wanted = Wanted(
+        _among("dtypes", dtypes, DTYPES),
+        _among("head_dims", head_dims, HEAD_DIMS),
+        _among("features", features, FEATURES),
+    )
+    found = (KernelSpec(name, config) for name, kernel in KERNELS.items() for config in kernel.configs(wanted))
+    return list(dict.fromkeys(found))
+
+
+def _among(argument: str, given: Iterable | None, known: tuple[str, ...] | range) -> tuple:
+    if given is None:
+        return tuple(known)
+    chosen = (given,) if isinstance(given, (str, int)) else tuple(given)
+    for one in chosen:
+        if one not in known:
+            expected = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(known)
+            raise ProblemError(f"warmup: `{argument}` has {one!r}, but must be among {expected}")
+    return chosen
+
+
+def _by_dim(simt: Callable[[str, int], _configs.Simt]) -> Callable[[Wanted], Iterable[Config]]:
+    return lambda wanted: (simt(dtype, dim).config for dtype in wanted.dtypes for dim in wanted.head_dims)
+
+
+def _by_dtype(simt: Callable[[str], _configs.Simt]) -> Callable[[Wanted], Iterable[Config]]:
+    return lambda wanted: (simt(dtype).config for dtype in wanted.dtypes)
+
+
+def _dtype_alone(wanted: Wanted) -> Iterable[Config]:
+    return ((("dtype", f"Dtype::{dtype}"),) for dtype in wanted.dtypes)
+
+
+def _dtype_of_sums(wanted: Wanted) -> Iterable[Config]:
+    return ((("dtype", f"Dtype::{'float64' if dtype == 'float64' else 'float32'}"),) for dtype in wanted.dtypes)
+
+
+def _dtype_and_codes(wanted: Wanted) -> Iterable[Config]:
+    return (
+        (("dtype", f"Dtype::{dtype}"), ("codes", f"Codes::{codes}"))
+        for dtype in wanted.dtypes
+        for codes in _params.CODES
+    )
+
+
+def _decoding(wanted: Wanted) -> Iterable[Config]:
+    """Codes are computed with in float32: not for float64."""
+    return (
+        _configs.decode_simt(dtype, codes, dim, rows).config
+        for dtype in wanted.dtypes
+        for codes in (_params.CODES if dtype != "float64" else ("none",))
+        for dim in wanted.head_dims
+        for rows in (1, 16, 32)
+    )
+
+
+def _always(**members: int) -> Callable[[Wanted], Iterable[Config]]:
+    return lambda wanted: (tuple(members.items()),)
+
+
+KERNELS: dict[str, Kernel] = {
+    "fwd_simt": Kernel("fwd_simt.cu", "FwdSimt", "SimtConfig", _params.FWD, _by_dim(_configs.fwd_simt)),
+    "bwd_prepare": Kernel("bwd_prepare.cu", "BwdPrepare", "ElementConfig", _params.BWD_PREPARE, _dtype_alone),
+    "bwd_q_simt": Kernel("bwd_q_simt.cu", "BwdQSimt", "GradientConfig", _params.BWD_Q, _by_dim(_configs.bwd_q_simt)),
+    "bwd_kv_simt": Kernel(
+        "bwd_kv_simt.cu", "BwdKvSimt", "GradientConfig", _params.BWD_KV, _by_dim(_configs.bwd_kv_simt)
+    ),
+    "bwd_bias_simt": Kernel(
+        "bwd_bias_simt.cu", "BwdBiasSimt", "GradientConfig", _params.BWD_BIAS, _by_dtype(_configs.bwd_bias_simt)
+    ),
+    "bwd_sinks": Kernel("bwd_sinks.cu", "BwdSinks", "ElementConfig", _params.BWD_SINKS, _dtype_alone),
+    "weights_simt": Kernel(
+        "weights_simt.cu", "WeightsSimt", "SimtConfig", _params.WEIGHTS, _by_dtype(_configs.weights_simt)
+    ),
+    "sum_axes": Kernel("sum_axes.cu", "SumAxes", "ElementConfig", _params.SUM_AXES, _dtype_of_sums),
+    "kv_append": Kernel("kv_append.cu", "KvAppend", "AppendConfig", _params.APPEND, _dtype_and_codes),
+    "decode_simt": Kernel("decode_simt.cu", "DecodeSimt", "DecodeConfig", _params.DECODE, _decoding),
+    "copy_pages": Kernel(
+        "copy_pages.cu", "CopyPages", "CopyConfig", _params.COPY_PAGES, _always(chunk_bytes=_configs.COPY_CHUNK_BYTES)
+    ),
+    "scatter": Kernel("scatter.cu", "Scatter", "ScatterConfig", _params.SCATTER, _always(places=_params.PLACES)),
+    "merge": Kernel("merge.cu", "Merge", "MergeConfig", _params.MERGE, _dtype_alone),
+    "rotary": Kernel("rotary.cu", "Rotary", "RotaryConfig", _params.ROTARY, _dtype_alone),
+}
