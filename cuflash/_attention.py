@@ -60,7 +60,8 @@ def attention(
         first ones. Integers broadcast to the leading (batch) axes.
     kv_lengths : int or integers, optional
         How many keys are real, from the first; those behind are never read. Broadcasts to the batch axes. It does not
-        change the default `q_offset`.
+        change the default `q_offset`. Of a CuPy array, which is not looked into, a number beyond 0..lk counts as the
+        nearer of these.
     layout : {"bhld", "blhd"}
         Whether heads come before length. `lse` is (..., hq, lq) in both.
     precision : {None, "tf32"}
@@ -68,7 +69,7 @@ def attention(
     out, lse_out : array, optional
         Where to put the results: exact shape and dtype, overlapping no operand.
     workspace : uint8 array, one axis, optional
-        Scratch memory that a GPU call would otherwise allocate; NumPy needs 0 bytes.
+        Scratch memory that a call would otherwise allocate. No kernel of today needs any: 0 bytes will do.
     return_lse : bool
         Whether to return the log-sum-exp as well.
 
@@ -134,7 +135,7 @@ def attention_backward(
     dlse : array, shape (..., hq, lq), optional
         Gradient with respect to the lse.
     deterministic : bool
-        Whether bits must not change from run to run. NumPy is always deterministic.
+        Whether bits must not change from run to run. They never do: both backends are always deterministic.
     causal, window, mask, bias, scale, softcap, sinks, q_offset, kv_lengths, layout, precision
         The options of the forward call; see `attention`.
 

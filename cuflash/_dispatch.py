@@ -1,26 +1,46 @@
-"""From the library of a call's arrays to the backend that computes it. A backend is a module with the functions of
-`cuflash._numpy`; each is imported when it is first needed.
+"""From the library of a call's arrays to the backend that computes it: an object, or a module, with the functions of
+`cuflash._numpy`. Each is made when it is first needed.
 """
 
 from __future__ import annotations
 
-from functools import lru_cache
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
+from cuflash._problem import arrays
 from cuflash.errors import UnsupportedError
 
-_BACKENDS: dict[str, str] = {"numpy": "cuflash._numpy"}
+_backends: dict[str, Any] = {}
+
+
+def _numpy() -> Any:
+    return import_module("cuflash._numpy")
+
+
+def _cupy() -> Any:
+    from cuflash._cuda import Backend
+    from cuflash._runtime.cupy_runtime import runtime
+
+    return Backend(runtime())
+
+
+_MAKERS: dict[str, Callable[[], Any]] = {"numpy": _numpy, "cupy": _cupy}
 
 
 def backend(function: str, home: str) -> Any:
     """The backend for arrays of the library `home`."""
-    if home not in _BACKENDS:
-        raise UnsupportedError(
-            f"{function}: {home} arrays have no backend in this version; it computes on numpy arrays: "
-            "use cupy.asnumpy and cupy.asarray around the call"
-        )
-    return _load(_BACKENDS[home])
+    found = _backends.get(home)
+    if found is None:
+        if home not in _MAKERS:
+            raise UnsupportedError(
+                f"{function}: {home} arrays have no backend in this version; it computes on numpy and cupy arrays"
+            )
+        found = _backends[home] = _MAKERS[home]()
+    return found
 
 
-_load = lru_cache(import_module)
+def register(home: str, kind: type, made: Any) -> None:
+    """Have arrays of type `kind`, which lie on a device, computed by the backend `made`."""
+    arrays.register(kind, home)
+    _backends[home] = made

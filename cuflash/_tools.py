@@ -11,10 +11,10 @@ import numpy as np
 
 from cuflash import _attention, _blas, _decoding, _varlen
 from cuflash._device import available_cores, cpu_device
+from cuflash._dispatch import backend
 from cuflash._plan import make_backward_plan, make_plan, threads_for
 from cuflash._problem import attention as problem
 from cuflash._problem import decoding, packed
-from cuflash._problem.attention import Problem
 from cuflash.errors import ProblemError
 
 
@@ -67,32 +67,51 @@ def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
     signature = _attention.attention if function is _attention.attention_vjp else function
     inspect.signature(signature).bind(*args, **options)  # a TypeError in the function's own words
     call, plan = readers[function](*args, **options)
-    return "\n".join([*_describe(call.problem), f"backend: {call.home}", f"plan: {plan.why}"])
+    return "\n".join([*_describe(call), f"backend: {call.home}", f"plan: {plan.why}"])
 
 
 def _read_attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[problem.Call, Any]:
     call = problem.attention_call("attention", q, k, v, **options)
-    return call, make_plan(call.problem, cpu_device())
+    return call, _plan(call, make_plan, "forward")
 
 
 def _read_weights(q: Any, k: Any, **options: Any) -> tuple[problem.Call, Any]:
     call, _ = problem.weights_call("attention_weights", q, k, **options)
-    return call, make_plan(call.problem, cpu_device())
+    return call, _plan(call, make_plan, "weights")
 
 
 def _read_backward(*args: Any, **options: Any) -> tuple[problem.Call, Any]:
-    given = problem.backward_call("attention_backward", *args, **options)
-    return given.call, make_backward_plan(given.call.problem, cpu_device())
+    call = problem.backward_call("attention_backward", *args, **options).call
+    return call, _plan(call, make_backward_plan, "backward")
+
+
+def _read_decode(q: Any, cache: Any, **options: Any) -> tuple[problem.Call, Any]:
+    call = decoding.decode_call("decode", q, cache, **options)
+    return call, _plan(call, make_plan, "decode")
+
+
+def _plan(call: problem.Call, of_cpu: Callable[..., Any], kind: str) -> Any:
+    """The plan of the backend that would compute a call."""
+    if call.home == "numpy":
+        return of_cpu(call.problem, cpu_device())
+    return backend("explain", call.home).plan(kind, call.problem)
 
 
 def _read_varlen(*args: Any, **options: Any) -> tuple[problem.Call, Any]:
     pack = packed.varlen_call("attention_varlen", *args, **options)
-    return pack.call, _plan_members(pack, make_plan)
+    return pack.call, _plan_pack(pack, make_plan, "forward")
 
 
 def _read_varlen_backward(*args: Any, **options: Any) -> tuple[problem.Call, Any]:
     pack = packed.varlen_backward_call("attention_varlen_backward", *args, **options).pack
-    return pack.call, _plan_members(pack, make_backward_plan)
+    return pack.call, _plan_pack(pack, make_backward_plan, "backward")
+
+
+def _plan_pack(pack: packed.Pack, of_cpu: Callable[..., Any], kind: str) -> Any:
+    call, operands = pack.call, pack.call.operands
+    if call.home == "numpy":
+        return _plan_members(pack, of_cpu)
+    return backend("explain", call.home).plan(kind, call.problem, (operands.q.shape[1], operands.k.shape[1]))
 
 
 def _plan_members(pack: packed.Pack, make: Callable[..., Any]) -> Any:
@@ -108,14 +127,13 @@ def _plan_members(pack: packed.Pack, make: Callable[..., Any]) -> Any:
     return plan._replace(why=f"{together}; the one with the most work, {lq} x {lk}: {reasons}")
 
 
-def _read_decode(q: Any, cache: Any, **options: Any) -> tuple[problem.Call, Any]:
-    call = decoding.decode_call("decode", q, cache, **options)
-    return call, make_plan(call.problem, cpu_device())
-
-
-def _describe(p: Problem) -> list[str]:
-    longest = "longest " if "varlen" in p.function else ""
-    sizes = f"hq={p.hq}, hk={p.hk}, {longest}lq={p.lq}, {longest}lk={p.lk}, d={p.d}, dv={p.dv}"
+def _describe(call: problem.Call) -> list[str]:
+    p = call.problem
+    lengths = f"lq={p.lq}, lk={p.lk}"
+    if "varlen" in p.function:  # of members that lie on a device the host may know nothing but the sum
+        known = call.home == "numpy"
+        lengths = f"longest lq={p.lq}, longest lk={p.lk}" if known else f"lq up to {p.lq}, lk up to {p.lk}"
+    sizes = f"hq={p.hq}, hk={p.hk}, {lengths}, d={p.d}, dv={p.dv}"
     used = []
     if p.left is not None or p.right is not None:
         used.append(f"causal or window (left {p.left}, right {p.right})")
@@ -214,15 +232,3 @@ def selftest() -> bool:
     cache.append(k.astype(np.float32), v.astype(np.float32))
     report("decode float32", _decoding.decode(q[:, :, -1].astype(np.float32), cache), expected[:, :, -1], 1e-6)
     return True
-
-
-def warmup() -> None:
-    """Prepare what would otherwise be prepared by the first call. On NumPy there is nothing to do, and it says so.
-
-    Examples
-    --------
-    >>> import cuflash
-    >>> cuflash.warmup()
-    numpy: nothing to prepare
-    """
-    print("numpy: nothing to prepare")

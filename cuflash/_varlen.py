@@ -31,12 +31,14 @@ def attention_varlen(
         Values, of q's dtype.
     q_starts, kv_starts : integers, shape (n + 1,)
         Where each member starts, and where the last one ends: from 0 to the totals, never falling. From lengths they
-        are ``numpy.cumsum([0, *lengths])``.
+        are ``numpy.cumsum([0, *lengths])``. With CuPy arrays they are lists, or CuPy arrays that only kernels read:
+        nothing then looks whether they are right, and rows of no member are left as they are.
     causal, window
         As in `attention`, for each member with its own `q_offset`.
     mask : boolean array or structured mask, optional
         True = takes part; broadcasts to (n, hq, longest lq, longest lk), where element (m, h, i, j) is about query i
-        and key j of member m. What lies behind a member's own queries and keys is never looked at.
+        and key j of member m. What lies behind a member's own queries and keys is never looked at. Where starts lie on
+        a GPU, the last two axes have size 1 or whatever reaches the longest, which is not checked.
     bias : array or Alibi, optional
         Added to the scores; q's dtype or float32; broadcasts as `mask` does.
     scale, softcap
@@ -116,7 +118,7 @@ def attention_varlen_backward(
     dlse : array, shape (hq, total_q), optional
         Gradient with respect to the lse.
     deterministic : bool
-        Whether bits must not change from run to run. NumPy is always deterministic.
+        Whether bits must not change from run to run. They never do: both backends are always deterministic.
     causal, window, mask, bias, scale, softcap, sinks, q_offset, kv_lengths, precision
         The options of the forward call; see `attention_varlen`.
 

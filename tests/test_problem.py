@@ -326,7 +326,6 @@ VALUES = {
 
 UNSUPPORTED = {
     'attention: `precision`="tf32" has no kernel on NumPy; None computes in IEEE float32': attention(precision="tf32"),
-    "attention: cupy arrays have no backend in this version": lambda: cuflash.attention(CUPY, CUPY, CUPY),
     "KVCache: math arrays have no backend in this version": lambda: KVCache(
         1, 1, 1, 1, dtype=F32, xp=ModuleType("math")
     ),

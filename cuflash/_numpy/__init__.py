@@ -5,7 +5,7 @@ applied, `online_softmax` is the running (max, sum, output) of a block of rows; 
 """
 
 from cuflash._numpy.backward import backward
-from cuflash._numpy.cache import append, copy_pages
+from cuflash._numpy.cache import append, copy_pages, zeros
 from cuflash._numpy.forward import decode, forward, weights
 from cuflash._numpy.merge import merge
 from cuflash._numpy.rotary import rotary
@@ -13,5 +13,5 @@ from cuflash._numpy.varlen import backward_varlen, forward_varlen
 
 __all__ = [
     "append", "backward", "backward_varlen", "copy_pages", "decode", "forward", "forward_varlen", "merge", "rotary",
-    "weights",
+    "weights", "zeros",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Writing new keys and values behind those a cache already holds, and copying pages."""
+"""The arrays of a cache: making them, writing new keys and values behind those they hold, and copying pages."""
 
 from __future__ import annotations
 
@@ -13,10 +13,13 @@ from cuflash._problem.caches import Append, Store
 Array = Any
 
 
-def append(new: Append, store: Store, starts: Array) -> None:
-    """The first `counts[i]` tokens of entry i go to its row of the cache, from position `starts[i]` on."""
+zeros = np.zeros
+
+
+def append(new: Append, store: Store) -> None:
+    """The first `counts[i]` tokens of entry i go behind those of its sequence, whose length rises."""
     tokens = np.arange(new.k.shape[2])
-    rows, positions = new.rows[:, None], starts[:, None] + tokens
+    rows, positions = new.rows[:, None], store.lengths[new.rows][:, None] + tokens
     real = None if new.whole else tokens < new.counts[:, None]
     if store.page_table is not None:
         page_size = store.k.shape[1]
@@ -32,6 +35,7 @@ def append(new: Append, store: Store, starts: Array) -> None:
             stored[rows, positions] = given
         else:
             stored[rows, positions], scales[rows, positions] = quantise(given, stored.dtype)
+    store.lengths[new.rows] += new.counts
 
 
 def copy_pages(store: Store, sources: Sequence[int], targets: Sequence[int]) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from cuflash._problem.match import match_exact
+from cuflash._problem.views import overlap
 from cuflash.errors import ProblemError
 
 Array = Any  # numpy.ndarray, or an array type that a backend has been registered for
@@ -14,6 +15,11 @@ Array = Any  # numpy.ndarray, or an array type that a backend has been registere
 _LIBRARIES: dict[type, str] = {np.ndarray: "numpy"}
 _FLOAT_NAMES: dict[np.dtype[Any], str] = {np.dtype(name): name for name in ("float16", "float32", "float64")}
 FLOATS = "float16, bfloat16, float32 or float64"
+
+
+def register(kind: type, home: str) -> None:
+    """Make a type of array known as that of the library `home`: arrays of a device, which are never read here."""
+    _LIBRARIES[kind] = home
 
 
 def library(function: str, name: str, array: Array) -> str:
@@ -132,19 +138,10 @@ def check_output(
     match_exact(function, name, array.shape, shape, axes)
     if array.dtype != dtype:
         raise TypeError(f"{function}: `{name}` has dtype {array.dtype}, but must be {np.dtype(dtype)}")
-    if not array.flags.writeable:
+    if not getattr(array.flags, "writeable", True):  # CuPy has no such flag
         raise ProblemError(f"{function}: `{name}` is read-only; pass an array that may be written")
-    if any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape)):
+    if array.size and any(stride == 0 and size > 1 for stride, size in zip(array.strides, array.shape)):
         raise ProblemError(f"{function}: `{name}` overlaps itself in memory (strides {array.strides})")
     for other, given in inputs.items():
-        if given is not None and _overlap(array, given):
+        if given is not None and overlap(array, given):
             raise ProblemError(f"{function}: `{name}` overlaps `{other}` in memory; pass an array of its own")
-
-
-def _overlap(one: Array, other: Array) -> bool:
-    if not np.may_share_memory(one, other):
-        return False
-    try:
-        return np.shares_memory(one, other, max_work=100_000)  # type: ignore[arg-type]  # any bound is allowed
-    except np.exceptions.TooHardError:
-        return True

@@ -59,7 +59,7 @@ class Operands(NamedTuple):
     q: Array  # (*batch, hq, lq, d)
     k: Array  # (*batch, hk, lk, d)
     v: Array  # (*batch, hk, lk, dv)
-    q_offset: int | Array  # an integer, or integers (*batch)
+    q_offset: int | Array  # an integer, or integers (*batch); lists come as NumPy arrays whatever the library
     kv_lengths: int | Array  # likewise
     mask: Array | None = None  # booleans (*batch, hq, lq, lk), broadcast without a copy
     bias: Array | None = None  # (*batch, hq, lq, lk), likewise
@@ -69,6 +69,7 @@ class Operands(NamedTuple):
     page_table: Array | None = None  # (rows, entries): `seqs` are its rows; k and v are (pages, hk, page_size, dim)
     k_scale: Array | None = None  # of quantised keys, as k without its last axis
     v_scale: Array | None = None
+    store: Any = None  # of a cache on a device: its `Store`, where kernels find what else they need
 
 
 class Call(NamedTuple):

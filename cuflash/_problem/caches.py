@@ -28,6 +28,9 @@ class Store(NamedTuple):
     k_scale: Array | None  # (rows, tokens, hk) float32, of a quantised cache
     v_scale: Array | None
     page_table: Array | None  # (sequences, entries) int32
+    lengths: Array  # (sequences,) int32
+    dtype: Any  # of k and v, which keep float8 as plain bytes on a device
+    kept: Any  # what the backend of a device keeps for the cache between calls, else None
 
 
 class CacheShape(NamedTuple):
@@ -80,6 +83,11 @@ def cache_dtype(function: str, dtype: Any, like: Any) -> Any:
     return chosen
 
 
+def stored_dtype(dtype: Any, home: str) -> Any:
+    """The dtype of a cache's arrays: CuPy has no float8, whose codes are kept as bytes there."""
+    return np.dtype(np.uint8) if home != "numpy" and dtype.name == "float8_e4m3fn" else dtype
+
+
 def check_dtype(function: str, cache: Any, first: str, **given: Array) -> str:
     """Arrays that meet a cache have its dtype or, where that is quantised, agree on a float of at most 32 bits.
 
@@ -90,7 +98,7 @@ def check_dtype(function: str, cache: Any, first: str, **given: Array) -> str:
     name = arrays.same_float(function, first, **given)
     if name not in _APPENDED:
         raise TypeError(
-            f"{function}: `{first}` has dtype {name}, but `cache` is quantised ({cache.k.dtype}) and computes in "
+            f"{function}: `{first}` has dtype {name}, but `cache` is quantised ({cache.dtype}) and computes in "
             f"float32; convert it, for example {first}.astype(numpy.float32)"
         )
     return name
@@ -114,6 +122,8 @@ def read_rows(function: str, seqs: Any, b: int, cache: Any) -> Array | None:
             has = f"{count} sequence(s)" if paged(cache) else f"batch={count}"
             raise ProblemError(f"{function}: got b={b} rows, but the cache has {has}; name the rows with `seqs`")
         return np.array(cache.seqs, np.intp) if paged(cache) else None
+    if hasattr(seqs, "dtype") and (home := arrays.library(function, "seqs", seqs)) != "numpy":
+        raise TypeError(f"{function}: `seqs` is a {home} array, but the host must know the rows: name them in a list")
     rows = np.asarray(seqs)
     if rows.dtype.kind not in "iu" and rows.size:
         raise TypeError(f"{function}: `seqs` must hold integers, got dtype {rows.dtype}")
@@ -176,7 +186,7 @@ def check_visible(function: str, cache: Any, rows: Array | None, lengths: Array,
     if rows is None or not paged(cache):
         check_lengths(function, lengths, page_size)
         return
-    table = cache.page_table[rows]
+    table = cache._pages.table[rows]
     stop = (lengths + (page_size - 1)) // page_size  # entries of the table
     entries = np.arange(min(table.shape[1], stop.max(initial=0)))
     there = (table[:, : len(entries)] >= 0) | (entries >= stop[:, None])
@@ -211,14 +221,17 @@ class Append(NamedTuple):
     k: Array  # (b, hk, l, d)
     v: Array  # (b, hk, l, dv)
     rows: Array  # (b,) rows of the cache, each once
-    counts: Array  # (b,) int32
+    counts: Array  # (b,) int32; on a device integers of any size where they came so, of which the kernel takes 0..l
     whole: bool  # all counts are l
+    most: Array  # (b,) int32: the counts, or what the host knows of them
+    dtype: str  # name of that of k and v
+    function: str
 
 
 def append_call(function: str, cache: Any, k: Array, v: Array, seqs: Any, lengths: Any, layout: Any) -> Append:
     """Check and normalise the append of a cache; nothing is said yet about room."""
     home = arrays.same_library(function, "k", k=k, v=v, cache=cache.k)
-    check_dtype(function, cache, "k", k=k, v=v)
+    dtype = check_dtype(function, cache, "k", k=k, v=v)
     form = options.read_layout(function, layout)
     for name, array in (("k", k), ("v", v)):
         if array.ndim != 4:
@@ -240,27 +253,49 @@ def append_call(function: str, cache: Any, k: Array, v: Array, seqs: Any, length
         check_distinct(function, "seqs", rows.tolist())
     check_lengths_array(function, cache)
     if lengths is None:
-        return Append(k, v, rows, np.full(b, l, np.int32), True)
-    counts = options.read_integers(function, "lengths", lengths, (b,), home, 0, l)
-    counts = np.broadcast_to(np.asarray(counts, np.int32), (b,))
-    return Append(k, v, rows, counts, bool((counts == l).all()))
+        counts = np.full(b, l, np.int32)
+        return Append(k, v, rows, counts, True, counts, dtype, function)
+    known = "numpy" if type(lengths) is np.ndarray else home  # like a list, on whatever device the cache lies
+    given = options.read_integers(function, "lengths", lengths, (b,), known, 0, l)
+    if home != "numpy" and type(given) not in (int, np.ndarray):
+        return Append(k, v, rows, given, False, np.full(b, l, np.int32), dtype, function)
+    counts = np.broadcast_to(np.asarray(given, np.int32), (b,))
+    return Append(k, v, rows, counts, bool((counts == l).all()), counts, dtype, function)
 
 
-def check_room(function: str, needed: int, capacity: int) -> None:
-    """The longest sequence of a KVCache after an append must fit."""
+def check_room(function: str, needed: int, capacity: int, exact: bool) -> None:
+    """The longest sequence of a KVCache after an append must fit; `exact` as in `Lengths`."""
     if needed > capacity:
         raise CacheFullError(
-            f"{function}: a sequence would have {needed} tokens, but the cache has capacity={capacity}; "
-            "truncate it, make it larger, or make it with grow=True"
+            f"{function}: a sequence {_would(exact)} have {needed} tokens, but the cache has capacity={capacity}; "
+            f"{_sync(exact)}truncate it, make it larger, or make it with grow=True"
         )
 
 
-def check_pages(function: str, enough: bool, free: int, pages: int) -> None:
-    """The pages that an append or a reserve takes must be free."""
+def check_pages(function: str, enough: bool, free: int, pages: int, exact: bool) -> None:
+    """The pages that an append or a reserve takes must be free; `exact` as in `Lengths`."""
     if not enough:
         raise CacheFullError(
             f"{function}: takes more pages than the {free} that are free of the cache's {pages}; "
-            "free or trim a sequence, or make the cache with more"
+            f"{_sync(exact)}free or trim a sequence, or make the cache with more"
+        )
+
+
+def _would(exact: bool) -> str:
+    return "would" if exact else "could"
+
+
+def _sync(exact: bool) -> str:
+    return "" if exact else "sync() if the host may take it for longer than it is, "
+
+
+def check_dropped(function: str, dropped: Array | None) -> None:
+    """All tokens that kernels were told to append must have found room."""
+    if dropped is not None and dropped.any():
+        row = int(dropped.argmax())
+        raise CacheFullError(
+            f"{function}: {int(dropped[row])} token(s) of row {row} were not appended, as it had no room of its own "
+            "for them; reserve before graphs are replayed or lengths are written, and after a fork"
         )
 
 
@@ -301,9 +336,11 @@ def truncate_call(function: str, cache: Any, seq: Any, length: Any) -> tuple[Arr
     check_distinct(function, "seq", rows.tolist())
     lengths = options.read_integers(function, "length", length, rows.shape, "numpy", 0)
     lengths = np.broadcast_to(lengths, rows.shape)
-    for row, now, wanted in zip(rows.tolist(), cache.lengths[rows].tolist(), lengths.tolist()):
+    least, _ = cache._lengths.bounds(rows)
+    for row, now, wanted in zip(rows.tolist(), least.tolist(), lengths.tolist()):
         if wanted > now:
-            raise ProblemError(f"{function}: `length` is {wanted} for row {row}, but it has only {now} tokens")
+            unsure = "" if cache._lengths.exact else " for all that the host knows; sync() makes it look"
+            raise ProblemError(f"{function}: `length` is {wanted} for row {row}, but it has only {now} tokens{unsure}")
         if paged(cache):
             _check_last_page(function, cache, row, wanted)
     return rows, lengths
@@ -312,7 +349,7 @@ def truncate_call(function: str, cache: Any, seq: Any, length: Any) -> tuple[Arr
 def _check_last_page(function: str, cache: Any, seq: int, length: int) -> None:
     """The page that the next token goes to must be there if it is begun: trim may have given it away."""
     page_size = cache.k.shape[1]
-    if length % page_size and cache.page_table[seq, length // page_size] < 0:
+    if length % page_size and cache._pages.table[seq, length // page_size] < 0:
         raise ProblemError(
             f"{function}: `length` is {length} for row {seq}, but trim has freed the page that token {length - 1} "
             f"was in; a multiple of page_size={page_size} will do"

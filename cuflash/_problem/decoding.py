@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-
 from cuflash._bias import Alibi
 from cuflash._problem import arrays, caches, options
 from cuflash._problem.arrays import Array
@@ -41,25 +39,28 @@ def decode_call(
         raise ProblemError(f"{function}: `cache` has hk={hk} heads, which does not divide hq={hq} of `q`")
     rows = caches.read_rows(function, seqs, b, cache)
     caches.check_lengths_array(function, cache)
-    lengths = cache.lengths if rows is None else cache.lengths[rows]
+    known = cache._lengths
+    lengths = known.of(rows)
     left, right = options.read_span(function, causal, window, None)
-    if validate is None or options.read_flag(function, "validate", validate):
-        caches.check_visible(function, cache, rows, lengths, lq, left)
+    if known.exact if validate is None else options.read_flag(function, "validate", validate):
+        caches.check_visible(function, cache, rows, known.looked_at(lengths, rows), lq, left)
     lk = dims["tokens"] * (cache.page_table.shape[1] if paged else 1)
+    offsets, mask = known.positions(lengths, (b, hq, lq, lk))
     operands = Operands(
-        q=q4, k=k, v=v, q_offset=lengths - lq, kv_lengths=lengths,
-        bias=_read_cache_bias(function, bias, (b, hq, lq, lk), lengths, home, q.dtype),
-        mask=_hide_before_start(lengths, (b, hq, lq, lk)), slopes=read_slopes(function, bias, hq),
+        q=q4, k=k, v=v, q_offset=offsets, kv_lengths=lengths,
+        bias=_read_cache_bias(function, bias, (b, hq, lq, lk), cache, rows, home, q.dtype),
+        mask=mask, slopes=read_slopes(function, bias, hq),
         sinks=read_sinks(function, sinks, hq, q.dtype), seqs=rows, page_table=cache.page_table if paged else None,
         k_scale=cache.k_scale.swapaxes(1, 2) if quantised else None,
         v_scale=cache.v_scale.swapaxes(1, 2) if quantised else None,
+        store=None if known.exact else cache._store(),
     )  # fmt: skip
     problem = Problem(
         function, dtype, (b,), hq, hk, lq, lk, d, v.shape[-1],
         options.read_scale(function, scale, d, dtype), options.read_softcap(function, softcap, dtype),
         left, right, operands.mask is not None,
         None if operands.bias is None else bias.shape, operands.slopes is not None, sinks is not None, True, True, (b,),
-        _read_splits(function, splits), stored=cache.k.dtype.name if quantised else None,
+        _read_splits(function, splits), stored=cache.dtype.name if quantised else None,
         page_size=dims["tokens"] if paged else None,
     )  # fmt: skip
     out_shape = (*q.shape[:-1], v.shape[-1])
@@ -82,23 +83,14 @@ def _read_splits(function: str, splits: Any) -> int | None:
     return parts
 
 
-def _hide_before_start(lengths: Array, scores: tuple[int, ...]) -> Array | None:
-    """A mask where a sequence is shorter than lq: queries at negative positions see nothing, causal or not."""
-    lq = scores[2]
-    if lq == 1 or (lengths >= lq).all():
-        return None
-    positions = np.arange(lq) + (lengths[:, None] - lq)
-    return np.broadcast_to((positions >= 0)[:, None, :, None], scores)
-
-
 def _read_cache_bias(
-    function: str, bias: Any, target: tuple[int, ...], lengths: Array, home: str, dtype: Any
+    function: str, bias: Any, target: tuple[int, ...], cache: Any, rows: Array | None, home: str, dtype: Any
 ) -> Array | None:
     """A bias by absolute position in the cache: its last axis is 1, or as long as the longest sequence or longer."""
     if bias is None or isinstance(bias, Alibi):
         return None
     check_bias_array(function, bias, home, dtype)
-    longest = int(lengths.max()) if lengths.size else 0
+    longest = cache._lengths.longest(rows)
     keys = bias.shape[-1] if bias.ndim else 1
     if keys != 1 and keys < longest:
         raise ProblemError(

@@ -133,7 +133,10 @@ def read_integers(
     high: int | None = None,
     axes: str = "the batch axes",
 ) -> int | Array:
-    """An integer, or integers broadcast to `batch`, named `axes`; on NumPy each must lie in [low, high] where given."""
+    """An integer, or integers broadcast to `batch`, named `axes`; each must lie in [low, high] where given.
+
+    An array on a device is not looked into: kernels take what lies below `low` or above `high` for that bound.
+    """
     if type(value) is int or isinstance(value, np.integer):
         values: Any = np.asarray(int(value))
     elif isinstance(value, (list, tuple)):
@@ -145,9 +148,10 @@ def read_integers(
         values = value
     if values.dtype.kind not in "iu":
         raise TypeError(not_integers(function, name, values.dtype))
-    _check_range(function, name, values, low, high)
-    if values.ndim == 0:
-        return int(values)
+    if home == "numpy" or values is not value:
+        _check_range(function, name, values, low, high)
+        if values.ndim == 0:
+            return int(values)
     return match_broadcast(function, name, values, batch, axes)
 
 

@@ -30,10 +30,13 @@ class Pack(NamedTuple):
 
     The problem has batch (n,), and lq and lk of the longest member. The operands q, k and v have no batch axis, they
     are (heads, total, dim); `mask` and `bias` are (n, hq, lq, lk), of which a member takes its first queries and keys.
+
+    For arrays on a device `q_offset` and `kv_lengths` are None where they were not given. Starts that lie there are not
+    read: lq and lk are then the totals, and `mask` and `bias` have whatever size they came with, or the totals.
     """
 
     call: Call
-    q_starts: Array  # (n + 1,) int64
+    q_starts: Array  # (n + 1,) int64 in the host's memory, or integers on the device
     kv_starts: Array  # likewise
 
 
@@ -71,30 +74,32 @@ def varlen_call(
     hq, d = dims["hq"], dims["d"]
     q_starts = _read_starts(function, "q_starts", q_starts, home, "q", dims["total_q"])
     kv_starts = _read_starts(function, "kv_starts", kv_starts, home, "k", dims["total_k"])
+    members = q_starts.size - 1
     if q_starts.size != kv_starts.size:
         raise ProblemError(
-            f"{function}: `kv_starts` has {kv_starts.size - 1} members, but `q_starts` has {q_starts.size - 1} "
+            f"{function}: `kv_starts` has {kv_starts.size - 1} members, but `q_starts` has {members} "
             f"(shapes {kv_starts.shape} and {q_starts.shape}); a member without keys starts where it ends"
         )
     options.read_precision(function, precision)
     wanted = options.read_flag(function, "return_lse", return_lse)
     left, right = options.read_span(function, causal, window, mask)
-    lq, lk = np.diff(q_starts), np.diff(kv_starts)
-    scores = (lq.size, hq, int(lq.max(initial=0)), int(lk.max(initial=0)))
+    lengths = _read_lengths(home, q_starts, kv_starts)
+    scores = (members, hq, *((dims["total_q"], dims["total_k"]) if lengths is None else lengths.longest))
+    offsets, keys = (lengths.lk - lengths.lq, lengths.lk) if lengths is not None and home == "numpy" else (None, None)
     operands = Operands(
         q=heads_first(q, "blhd"), k=heads_first(k, "blhd"), v=heads_first(v, "blhd"),
-        q_offset=lk - lq if q_offset is None
-        else options.read_integers(function, "q_offset", q_offset, lq.shape, home, axes=_MEMBERS),
-        kv_lengths=lk if kv_lengths is None else _read_kv_lengths(function, kv_lengths, lk, home),
-        mask=read_mask(function, mask, scores, home, _SCORES),
-        bias=read_bias(function, bias, scores, home, q.dtype, _SCORES),
+        q_offset=offsets if q_offset is None
+        else options.read_integers(function, "q_offset", q_offset, (members,), home, axes=_MEMBERS),
+        kv_lengths=keys if kv_lengths is None else _read_kv_lengths(function, kv_lengths, members, lengths, home),
+        mask=read_mask(function, mask, _reach(mask, scores, lengths), home, _SCORES),
+        bias=read_bias(function, bias, _reach(bias, scores, lengths), home, q.dtype, _SCORES),
         slopes=read_slopes(function, bias, hq), sinks=read_sinks(function, sinks, hq, q.dtype),
     )  # fmt: skip
     problem = Problem(
-        function, dtype, lq.shape, hq, dims["hk"], *scores[2:], d, dims["dv"],
+        function, dtype, (members,), hq, dims["hk"], *scores[2:], d, dims["dv"],
         options.read_scale(function, scale, d, dtype), options.read_softcap(function, softcap, dtype), left, right,
         operands.mask is not None, None if operands.bias is None else bias.shape, operands.slopes is not None,
-        sinks is not None, kv_lengths is not None, True, lq.shape,
+        sinks is not None, kv_lengths is not None, True, (members,),
     )  # fmt: skip
     out_shape, lse_shape = (dims["total_q"], hq, dims["dv"]), (hq, dims["total_q"])
     given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}
@@ -145,6 +150,10 @@ def _read_starts(function: str, name: str, starts: Any, home: str, of: str, tota
             f"{function}: `{name}` has shape {starts.shape}, but must be (n + 1,): where each of n members starts, and "
             "where the last one ends"
         )
+    if home != "numpy" and type(starts) is not np.ndarray:
+        if starts.size == 1 and total:
+            raise ProblemError(f"{function}: `{name}` has no member, but `{of}` has total_{of}={total}")
+        return starts
     starts = starts.astype(np.int64)
     if starts[0] != 0:
         raise ProblemError(
@@ -163,15 +172,43 @@ def _read_starts(function: str, name: str, starts: Any, home: str, of: str, tota
     return starts
 
 
-def _read_kv_lengths(function: str, kv_lengths: Any, lk: Array, home: str) -> Array:
-    """How many keys of each member are real; none has more than it has."""
-    lengths = options.read_integers(function, "kv_lengths", kv_lengths, lk.shape, home, 0, axes=_MEMBERS)
-    lengths = np.broadcast_to(lengths, lk.shape)
-    wrong = np.flatnonzero(lengths > lk)
+class _Lengths(NamedTuple):
+    """Of each member."""
+
+    lq: Array
+    lk: Array
+
+    @property
+    def longest(self) -> tuple[int, int]:
+        return int(self.lq.max(initial=0)), int(self.lk.max(initial=0))
+
+
+def _read_lengths(home: str, q_starts: Array, kv_starts: Array) -> _Lengths | None:
+    """What the starts say, unless some lie on a device."""
+    if home != "numpy" and not type(q_starts) is type(kv_starts) is np.ndarray:
+        return None
+    return _Lengths(np.diff(q_starts), np.diff(kv_starts))
+
+
+def _reach(array: Any, scores: tuple[int, ...], lengths: _Lengths | None) -> tuple[int, ...]:
+    """What a mask or bias is broadcast to: the scores, or, where no length is known, scores as large as it is."""
+    if lengths is not None:
+        return scores
+    own = (1, 1, *getattr(array, "shape", ()))[-2:]
+    return (*scores[:2], *(total if size == 1 else size for size, total in zip(own, scores[2:])))
+
+
+def _read_kv_lengths(function: str, kv_lengths: Any, members: int, lengths: _Lengths | None, home: str) -> int | Array:
+    """How many keys of each member are real; none has more than it has, as far as the host knows."""
+    read = options.read_integers(function, "kv_lengths", kv_lengths, (members,), home, 0, axes=_MEMBERS)
+    if lengths is None or (home != "numpy" and type(read) not in (int, np.ndarray)):
+        return read
+    each, lk = np.broadcast_to(read, members), lengths.lk
+    wrong = np.flatnonzero(each > lk)
     if wrong.size:
         m = int(wrong[0])
-        raise ProblemError(f"{function}: `kv_lengths` is {lengths[m]} for member {m}, which has lk={lk[m]}")
-    return lengths
+        raise ProblemError(f"{function}: `kv_lengths` is {each[m]} for member {m}, which has lk={lk[m]}")
+    return each if home == "numpy" else read
 
 
 def list_members(pack: Pack) -> list[Member]:

@@ -1,0 +1,243 @@
+"""Caches on a device: decoding over them, appending to them, copying their pages, changing their lengths and tables.
+
+Lengths and page tables are read by kernels alone. What a cache needs beside its arrays is `Kept` between its calls, so
+that calls allocate nothing once it is there, and a graph may be made of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from cuflash._cuda.operands import (
+    Batch,
+    constant,
+    empty_like,
+    in_elements,
+    integers,
+    launch,
+    of_array,
+    reals,
+)
+from cuflash._gpu_decode_plan import (
+    DecodePlan,
+    append_blocks,
+    append_step,
+    copy_chunks,
+    copy_pages_step,
+    count_parts,
+    decode_step,
+    plan_decode,
+    scatter_step,
+)
+from cuflash._params import APPEND, COPY_PAGES, DECODE, FARTHEST, PLACES, SCATTER
+from cuflash._problem.attention import Call
+from cuflash._problem.caches import Append, Store
+from cuflash._runtime import Runtime
+from cuflash.errors import CacheFullError
+
+Array = Any
+Write = tuple[Array, Any, Any]  # an int32 array in C order, places in it, and what is to stand there
+
+ENTRIES = Batch((1, 1, 1, 1))  # strides of arrays (b, ...): their first axis is the last of the batch
+ROWS_KEPT = 64  # lists of sequences that stay on the device: the last ones used
+NO_TOKENS = (0, 0, 0, 0)
+
+
+class Kept:
+    """What a cache keeps on the device beside its arrays: counters, room for partial results, lists of sequences.
+
+    Whatever a captured graph uses stays as long as the cache. A copy of the cache is held by no graph. Calls on several
+    streams must be ordered by whoever makes them, since all of them write here as they do into the cache itself.
+    """
+
+    def __init__(self, runtime: Runtime, sequences: int) -> None:
+        self.dropped = runtime.zeros((sequences,), np.int32)  # tokens that found no room
+        # Of sequences in pages: tokens in pages that others hold too, and where room ends. int32 (sequences,)
+        self.shared: Array | None = None
+        self.reserved: Array | None = None
+        self.pages: Any = None  # the `MirroredPages`
+        self.tickets = runtime.zeros((0,), np.uint32)
+        self.numbers: Array | None = None
+        self.captured = False
+        self._rows: dict[bytes, Array] = {}
+        self._held: list[Any] = []
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"captured": False, "_rows": {}, "_held": []}
+
+    def check_replaceable(self, function: str) -> None:
+        """Arrays of which a graph knows the addresses cannot make place for larger ones."""
+        if self.captured:
+            raise CacheFullError(
+                f"{function}: needs larger arrays than a captured graph knows of; make room before the capture begins "
+                "(a cache of larger capacity, `reserve`, `add`), or go on with a copy of the cache"
+            )
+
+    def capturing(self, runtime: Runtime) -> bool:
+        """Whether a graph is being captured, which holds what it uses from now on."""
+        now = runtime.capturing()
+        self.captured |= now
+        return now
+
+    def rows(self, runtime: Runtime, rows: np.ndarray | None) -> Array | None:
+        """A list of sequences as kernels read it, int32."""
+        if rows is None:
+            return None
+        key = rows.tobytes()
+        found = self._rows.get(key)
+        if found is None:
+            if len(self._rows) >= ROWS_KEPT:
+                self.hold(self._rows)
+                self._rows = {}
+            found = self._rows[key] = runtime.asarray(rows.astype(np.int32))
+        return found
+
+    def make_room(self, runtime: Runtime, tickets: int, numbers: int = 0, dtype: Any = np.float32) -> None:
+        """Have so many counters, all 0, and numbers."""
+        if tickets > self.tickets.size:
+            self.hold(self.tickets)
+            self.tickets = runtime.zeros((tickets,), np.uint32)
+        if numbers and (self.numbers is None or numbers > self.numbers.size or self.numbers.dtype != dtype):
+            self.hold(self.numbers)
+            self.numbers = runtime.empty((numbers,), dtype)
+
+    def hold(self, used: Any) -> Any:
+        """Something that a graph may know of, which then stays."""
+        if self.captured and used is not None:
+            self._held.append(used)
+        return used
+
+
+def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
+    """Output and lse of a decoding step, in the arrays that it brought or in new ones."""
+    p, o = call.problem, call.operands
+    store: Store = o.store
+    kept: Kept = store.kept
+    given = {"q": o.q, "cache": store.k, "bias": o.bias, "sinks": o.sinks, "out": call.out}
+    runtime.check_current(p.function, **{name: array for name, array in given.items() if array is not None})
+    plan = plan_decode(p, runtime.gpu())
+    out = empty_like(runtime, call.like, call.out_shape) if call.out is None else call.out
+    lse = runtime.empty(call.lse_shape, p.accumulator) if call.return_lse else None
+    limit = _limit(call, kept, kept.capturing(runtime))
+    parts = count_parts(p, plan.part_keys, limit)
+    if plan.tiles and (out.size or lse is not None):
+        rows, slopes = kept.rows(runtime, o.seqs), kept.hold(None if o.slopes is None else constant(runtime, o.slopes))
+        kept.make_room(runtime, plan.tickets, plan.numbers, p.accumulator)
+        out_at, out_strides = of_array(runtime, call.canonical(out) if out.size else None, ENTRIES)
+        lse_at, lse_strides = of_array(runtime, None if lse is None else call.canonical_lse(lse), ENTRIES, 2)
+        launch(
+            runtime, decode_step(plan, parts), DECODE, q=runtime.pointer(o.q), q_strides=ENTRIES.strides(o.q),
+            cache=_cache_fields(runtime, store), seqs=_address(runtime, rows), lengths=runtime.pointer(store.lengths),
+            bias=reals(runtime, o.bias, ENTRIES), slopes=reals(runtime, slopes, ENTRIES, 1),
+            sinks=reals(runtime, o.sinks, ENTRIES, 1), left=_side(p.left), right=_side(p.right), scale=p.scale,
+            softcap=p.softcap or 0.0, out=out_at, out_strides=out_strides, lse=lse_at, lse_strides=lse_strides,
+            **_workspace(runtime, kept, plan, p.batch[0] * p.hq * p.lq * parts * p.dv), b=p.batch[0], hq=p.hq, hk=p.hk,
+            lq=p.lq, d=p.d, dv=p.dv, part_keys=plan.part_keys, splits=p.splits or 0, parts=parts, limit=limit,
+        )  # fmt: skip
+    return out, lse
+
+
+def _limit(call: Call, kept: Kept, captured: bool) -> int:
+    """Positions beyond which no key is looked at, whatever the lengths say.
+
+    A graph may be replayed when sequences have more pages than now, so it is made for all that the table can list.
+    """
+    limit = call.problem.lk
+    if kept.pages is not None and not captured:
+        limit = min(limit, kept.pages.reach)
+    bias = call.operands.bias
+    return limit if bias is None else min(limit, bias.shape[-1])
+
+
+def _side(width: int | None) -> int:
+    return FARTHEST if width is None else min(width, FARTHEST)
+
+
+def _workspace(runtime: Runtime, kept: Kept, plan: DecodePlan, outs: int) -> dict[str, int]:
+    """Where partial outputs, their lses and counters lie."""
+    if kept.numbers is None or not plan.numbers:
+        return {"part_outs": 0, "part_lses": 0, "tickets": runtime.pointer(kept.tickets)}
+    start = runtime.pointer(kept.numbers)
+    after = start + outs * kept.numbers.dtype.itemsize
+    return {"part_outs": start, "part_lses": after, "tickets": runtime.pointer(kept.tickets)}
+
+
+def append(runtime: Runtime, new: Append, store: Store) -> None:
+    """The first `counts[i]` tokens of entry i go behind those of its sequence, whose length rises."""
+    kept: Kept = store.kept
+    (b, hk, l, d), dv = new.k.shape, new.v.shape[-1]
+    counts = _counts(runtime, new)
+    on_device = {} if type(counts) is int else {"lengths": counts}
+    runtime.check_current(new.function, k=new.k, v=new.v, cache=store.k, **on_device)
+    kept.capturing(runtime)
+    codes = "none" if store.k_scale is None else store.dtype.name
+    rows = kept.rows(runtime, new.rows)
+    kept.make_room(runtime, b)
+    vectors = 2 * hk * l
+    launch(
+        runtime, append_step(new.dtype, codes, b, vectors), APPEND, k=runtime.pointer(new.k), v=runtime.pointer(new.v),
+        k_strides=ENTRIES.strides(new.k), v_strides=ENTRIES.strides(new.v), cache=_cache_fields(runtime, store),
+        seqs=_address(runtime, rows), counts=integers(runtime, counts, ENTRIES),
+        lengths=runtime.pointer(store.lengths), shared=_address(runtime, kept.shared),
+        reserved=_address(runtime, kept.reserved), dropped=runtime.pointer(kept.dropped),
+        tickets=runtime.pointer(kept.tickets), b=b, hk=hk, l=l, d=d, dv=dv, blocks=append_blocks(vectors),
+    )  # fmt: skip
+
+
+def _counts(runtime: Runtime, new: Append) -> int | Array:
+    """How many tokens are real: a number for all, or integers on the device."""
+    if new.counts is not new.most:
+        return new.counts if new.counts.dtype in (np.int32, np.int64) else new.counts.astype(np.int64)
+    if new.whole or (new.counts == new.counts[:1]).all():
+        return int(new.counts[0]) if new.counts.size else 0
+    return runtime.asarray(np.ascontiguousarray(new.counts))
+
+
+def _cache_fields(runtime: Runtime, store: Store) -> tuple[float, ...]:
+    """The fields of `Cache`."""
+    arrays = (store.k, store.v, store.k_scale, store.v_scale)
+    table = store.page_table
+    rows, tokens = store.k.shape[:2]
+    where = (0, 0) if table is None else (runtime.pointer(table), *in_elements(table.strides[:1], table))
+    strides = (NO_TOKENS if x is None else (*in_elements(x.strides, x), 0)[:4] for x in arrays)
+    return (
+        *(_address(runtime, x) for x in arrays), *(step for steps in strides for step in steps), *where,
+        rows, tokens, 1 if table is None else table.shape[1],
+    )  # fmt: skip
+
+
+def _address(runtime: Runtime, array: Array | None) -> int:
+    return 0 if array is None else runtime.pointer(array)
+
+
+def copy_pages(runtime: Runtime, store: Store, sources: Sequence[int], targets: Sequence[int]) -> None:
+    """Whole pages, whatever lies behind a sequence's length in them."""
+    pages = [x for x in (store.k, store.v, store.k_scale, store.v_scale) if x is not None]
+    sizes = [x.nbytes // len(x) for x in pages]
+    places = runtime.asarray(np.array([sources, targets], np.int32))
+    none = (0,) * (4 - len(pages))
+    launch(
+        runtime, copy_pages_step(len(sources), max(sizes)), COPY_PAGES,
+        arrays=(*map(runtime.pointer, pages), *none), bytes=(*sizes, *none),
+        sources=runtime.pointer(places[0]), targets=runtime.pointer(places[1]),
+        count=len(sources), chunks=copy_chunks(max(sizes)),
+    )  # fmt: skip
+
+
+def scatter(runtime: Runtime, writes: Sequence[Write]) -> None:
+    """Write integers into arrays in the order of the stream; no place twice, and never in a graph."""
+    assert not runtime.capturing()
+    at: list[int] = []
+    values: list[int] = []
+    for array, places, numbers in writes:
+        runtime.check_current("cache", lengths=array)
+        start = runtime.pointer(array)
+        at += [start + 4 * place for place in np.ravel(places).tolist()]
+        values += np.ravel(numbers).tolist()
+    for start in range(0, len(at), PLACES):
+        some, numbers = at[start : start + PLACES], values[start : start + PLACES]
+        none = (0,) * (PLACES - len(some))
+        launch(runtime, scatter_step(), SCATTER, at=(*some, *none), values=(*numbers, *none), count=len(some))

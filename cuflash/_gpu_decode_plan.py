@@ -1,0 +1,117 @@
+"""From a decoding step and a Gpu to a plan, and the launches around a cache. Pure, as `_gpu_plan`.
+
+The keys of a sequence are cut every `part_keys`, which follows from the queries of a key/value head, the dims and the
+dtype; so the bits of a sequence do not depend on its batch, on the room of its cache, or on the device. How many blocks
+are launched does: one for each part that a sequence can have at all, of which those beyond its own leave at once.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from cuflash import _configs, _gpu_plan
+from cuflash._device import Gpu
+from cuflash._gpu_plan import Step
+from cuflash._kernels import KernelSpec, spec
+from cuflash._params import PLACES
+from cuflash._problem.attention import Problem
+
+APPEND_VECTORS = 32  # keys and values that a block of kv_append takes
+APPEND_SMEM_BYTES = 4
+FIRST_QUERIES = 32  # of a key/value head, for which a workspace suffices that was made with its cache
+PART_ROW_KEYS = 64  # a part has so many keys for each query that a block has room for
+
+
+class DecodePlan(NamedTuple):
+    """A decoding step over a cache."""
+
+    spec: KernelSpec
+    smem_bytes: int  # of a block
+    tiles: int  # of queries, over all sequences and key/value heads
+    part_keys: int
+    parts: int  # that a sequence as long as the cache allows is cut into
+    tickets: int  # counters that the workspace holds, and numbers of partial results
+    numbers: int
+    why: str
+
+
+@lru_cache(maxsize=1024)
+def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
+    """The blocks and the workspace of a decoding step."""
+    _gpu_plan.check_sizes(problem, None)
+    p = problem
+    rows = p.group * p.lq
+    variant = _configs.decode_simt(p.dtype, p.stored or "none", p.dv, rows)
+    tile = variant.tiles
+    part_keys = part_size(tile.q_tile)
+    parts = count_parts(p, part_keys, p.lk)
+    tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
+    _gpu_plan.check_grid(p, tiles * parts)
+    numbers = p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
+    cut = f"into {p.splits} part(s), as asked" if p.splits else f"every {part_keys}"
+    why = (
+        f"decode_simt: a block owns {tile.q_tile} of the {rows} queries that share a key/value head, and a part of "
+        f"their keys, which are cut {cut}; the last block of a sequence to be done merges its parts; "
+        f"{tiles * parts} block(s) where all sequences fill the cache, for {gpu.sms} multiprocessors; "
+        f"{_gpu_plan.say_units(p, gpu)}"
+    )
+    return DecodePlan(
+        KernelSpec("decode_simt", variant.config), tile.smem_bytes, tiles, part_keys, parts, tiles, numbers, why
+    )
+
+
+def part_size(q_tile: int) -> int:
+    """Keys of a part: the more queries a block has, the more, so that partial results stay few beside the keys."""
+    return PART_ROW_KEYS * q_tile
+
+
+def count_parts(problem: Problem, part_keys: int, limit: int) -> int:
+    """Parts that a sequence of up to `limit` keys can have."""
+    if problem.splits is not None:
+        return problem.splits
+    if problem.left is not None and problem.right is not None:
+        limit = min(limit, problem.left + problem.right + problem.lq)
+    return max(1, -(-limit // part_keys))
+
+
+def decode_step(plan: DecodePlan, parts: int) -> Step:
+    """The launch for sequences of so many parts at the most; none where there is nothing to fill."""
+    return Step(plan.spec, plan.tiles * parts, plan.smem_bytes)
+
+
+def first_workspace(tokens: int, sequences: int, kv_heads: int, value_dim: int) -> tuple[int, int]:
+    """Counters and numbers for a cache to begin with, which holds so many tokens in all.
+
+    They suffice for a batch of all rows of a KVCache with up to FIRST_QUERIES queries for each key/value head: partial
+    results are then at most 1 / PART_ROW_KEYS of the values.
+    """
+    rows = -(-tokens // PART_ROW_KEYS) + sequences * FIRST_QUERIES
+    return sequences * kv_heads * 4, rows * kv_heads * (value_dim + 1)
+
+
+@lru_cache(maxsize=256)
+def append_step(dtype: str, codes: str, b: int, vectors: int) -> Step:
+    """The launch for so many keys and values of each of b sequences."""
+    variant = spec("kv_append", dtype=f"Dtype::{dtype}", codes=f"Codes::{codes}")
+    return Step(variant, b * append_blocks(vectors), APPEND_SMEM_BYTES)
+
+
+def append_blocks(vectors: int) -> int:
+    """Blocks that share the keys and values of a sequence."""
+    return -(-vectors // APPEND_VECTORS)
+
+
+def copy_pages_step(pages: int, page_bytes: int) -> Step:
+    """The launch that copies so many pages, the largest of an array of so many bytes."""
+    return Step(spec("copy_pages", chunk_bytes=_configs.COPY_CHUNK_BYTES), pages * 4 * copy_chunks(page_bytes), 0)
+
+
+def copy_chunks(page_bytes: int) -> int:
+    """Blocks that share a page of an array."""
+    return -(-page_bytes // _configs.COPY_CHUNK_BYTES)
+
+
+def scatter_step() -> Step:
+    """The launch that writes up to PLACES integers."""
+    return Step(spec("scatter", places=PLACES), 1, 0, PLACES)

@@ -1,0 +1,136 @@
+"""Plans of decoding steps and of the launches around caches: parts, grids, workspace; nothing runs."""
+
+import itertools
+
+import pytest
+from kernels import need_nvrtc
+
+from cuflash import UnsupportedError, _configs, _kernels, _tuning
+from cuflash._device import Gpu
+from cuflash._gpu_decode_plan import (
+    append_step,
+    copy_pages_step,
+    count_parts,
+    decode_step,
+    first_workspace,
+    plan_decode,
+    scatter_step,
+)
+from cuflash._params import PLACES
+from cuflash._problem.attention import Problem
+from cuflash._runtime import nvrtc
+
+GPU = Gpu("sm_90a", sms=132, smem_block=232448)
+
+
+def problem(b=2, hq=8, hk=2, lq=1, lk=5000, d=64, dv=64, dtype="float16", left=None, right=0, **more):
+    return Problem(
+        "decode", dtype, (b,), hq, hk, lq, lk, d, dv, 0.125, None, left, right, False, None, False, False, True, True,
+        (b,), **more
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize(("hq", "lq"), [(2, 1), (8, 1), (8, 3), (64, 1), (8, 50)])
+def test_parts_follow_from_the_queries_of_a_head_and_the_dims_alone(dtype, hq, lq):
+    """Not from the batch, the room of the cache, heads that are none of the group's, pages or the device."""
+    group, found = hq // 2, set()
+    for b, hk, lk, sms, page_size in itertools.product((1, 33), (1, 4), (7, 200_000), (4, 132), (None, 16)):
+        given = problem(b, group * hk, hk, lq, lk, 64, 96, dtype, page_size=page_size)
+        plan = plan_decode(given, Gpu("sm_80", sms, 100_000))
+        found.add((plan.part_keys, plan.spec, plan.smem_bytes))
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize("lk", [0, 1, 511, 512, 513, 5000, 2**20])
+@pytest.mark.parametrize("left", [None, 0, 100, 3000])
+@pytest.mark.parametrize("lq", [1, 9])
+def test_blocks_for_every_part_and_none_more(lk, left, lq):
+    given = problem(lq=lq, lk=lk, left=left)
+    plan = plan_decode(given, GPU)
+    most = lk if left is None else min(lk, left + lq)  # keys that the queries of a sequence see together
+    assert (plan.parts - 1) * plan.part_keys < max(1, most) <= plan.parts * plan.part_keys
+    assert plan.tiles * plan.parts == decode_step(plan, plan.parts).grid
+    for limit in (0, lk // 3, lk):
+        parts = count_parts(given, plan.part_keys, limit)
+        assert min(limit, most) <= parts * plan.part_keys and 1 <= parts <= plan.parts
+
+
+def test_not_causal_looks_both_ways():
+    assert plan_decode(problem(left=100, right=None), GPU).parts == plan_decode(problem(), GPU).parts
+    assert plan_decode(problem(left=100, right=700, lq=3), GPU).parts == -(-803 // 1024)
+    assert plan_decode(problem(left=100, right=700), GPU).parts == -(-801 // 512)
+
+
+def test_splits_are_parts():
+    plan = plan_decode(problem(splits=7), GPU)
+    assert (plan.parts, count_parts(problem(splits=7), plan.part_keys, 10)) == (7, 7)
+    assert "cut into 7 part(s), as asked" in plan.why
+
+
+@pytest.mark.parametrize(("hq", "lq", "q_tile"), [(2, 1, 8), (16, 1, 8), (18, 1, 32), (66, 1, 32), (2, 99, 32)])
+def test_queries_of_a_head_lie_in_the_fewest_tiles(hq, lq, q_tile):
+    plan = plan_decode(problem(hq=hq, lq=lq), GPU)
+    rows = hq // 2 * lq
+    assert dict(plan.spec.config)["q_tile"] == q_tile
+    assert plan.tiles == 2 * 2 * -(-rows // q_tile)
+    assert plan.part_keys == 64 * q_tile
+    assert plan.tickets == plan.tiles
+    assert plan.numbers == 2 * hq * lq * plan.parts * (64 + 1)
+
+
+def test_one_part_needs_no_workspace():
+    assert plan_decode(problem(lk=512), GPU).numbers == 0
+    assert plan_decode(problem(lk=513), GPU).numbers > 0
+
+
+def test_the_first_workspace_is_enough_for_32_queries():
+    for lk, rows, dv in itertools.product((1, 700, 5000, 100_000), (1, 8, 9, 32), (1, 64, 128)):
+        plan = plan_decode(problem(b=3, hq=2 * rows, lk=lk, dv=dv), GPU)
+        tickets, numbers = first_workspace(3 * lk, 3, 2, dv)
+        assert plan.tickets <= tickets and plan.numbers <= numbers
+    assert numbers * 4 <= 0.02 * 3 * lk * 2 * 2 * dv * 2  # bytes beside those of keys and values in float16
+
+
+def test_what_no_kernel_takes():
+    with pytest.raises(UnsupportedError, match="decode: d=513, but GPU kernels go up to 512"):
+        plan_decode(problem(d=513), GPU)
+    with pytest.raises(UnsupportedError, match=r"decode: lk is \d+, but GPU kernels count up to"):
+        plan_decode(problem(lk=2**31), GPU)
+    with pytest.raises(UnsupportedError, match=r"decode: takes \d+ blocks"):
+        plan_decode(problem(b=4096, lk=2**30), GPU)
+
+
+def test_launches_around_a_cache():
+    assert append_step("float16", "none", 3, 2 * 4 * 5).grid == 3 * 2
+    assert append_step("float16", "int8", 3, 0).grid == 0
+    assert copy_pages_step(5, 16384).grid == 5 * 4 and copy_pages_step(5, 16385).grid == 5 * 4 * 2
+    assert (scatter_step().grid, scatter_step().threads) == (1, PLACES)
+
+
+def test_a_plan_is_a_variant_of_the_register():
+    known = set(_kernels.variants(["float16", "float64"]))
+    for dtype, dv, hq, stored in itertools.product(("float16", "float64"), (1, 64, 200, 512), (2, 40), (None, "int8")):
+        if stored is None or dtype == "float16":
+            assert plan_decode(problem(hq=hq, dv=dv, dtype=dtype, stored=stored), GPU).spec in known
+    for step in (append_step("float16", "none", 1, 1), copy_pages_step(1, 1), scatter_step()):
+        assert step.spec in known
+
+
+@pytest.mark.parametrize("codes", ["none", "int8", "float8_e4m3fn"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32", "float64"])
+def test_shared_memory_is_what_the_kernel_has(dtype, codes):
+    """One compilation for all tiles: NVRTC evaluates sizeof(Smem)."""
+    need_nvrtc()
+    if dtype == "float64" and codes != "none":
+        return
+    source = None
+    for (number, columns), tiles in _tuning.DECODE_SIMT.items():
+        for rows in (one[0] for one in tiles if number == (8 if dtype == "float64" else 4)):
+            simt = _configs.decode_simt(dtype, codes, columns, rows)
+            assert simt.tiles.q_tile == rows and simt.columns == columns
+            kernel = _kernels.instance(_kernels.KernelSpec("decode_simt", simt.config))
+            source = source or nvrtc.read_source(_kernels.KernelSpec("decode_simt", simt.config), "compute_80")
+            line = f'\nstatic_assert({kernel}::SMEM_BYTES == {simt.tiles.smem_bytes}, "{rows} rows");'
+            source = source._replace(text=source.text + line)
+    nvrtc.compile_source(source)
