@@ -32,17 +32,20 @@ def decode(
     cache : KVCache or PagedKVCache
     seqs : integers, shape (b,), optional
         Row i of `q` belongs to row, or sequence, ``seqs[i]`` of the cache. By default all, in order, or in that of add.
+        On the host always.
     causal : bool
         False: every query sees all keys of its sequence.
     window, sinks, softcap, scale
         As in `attention`.
     bias : array or Alibi, optional
-        Broadcasts to (b, hq, lq, n); keys by their position in the cache, n = 1 or at least the longest sequence.
+        Broadcasts to (b, hq, lq, n); keys by their position in the cache, n = 1 or at least the longest sequence. On a
+        device, where the host may not know how long that is, no key from position n on is looked at.
     splits : int, optional
         Cut each sequence's keys into so many parts.
     validate : bool, optional
         Whether to look that ``cache.lengths`` lies in 0..capacity, and that no key is seen whose page `trim` has
-        freed; NumPy looks unless told False.
+        freed; NumPy looks unless told False. On a device that waits for it, and is done if told True only: a key
+        without a page counts as zeros else, and so does its value.
     layout : {"bhld", "blhd"}
     out : array, optional
         Where to put the output: q's shape with dv in place of d.

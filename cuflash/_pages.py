@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable
+from typing import Any
 
 import numpy as np
 
@@ -36,6 +37,16 @@ class Pages:
     def free_pages(self) -> int:
         """How many no sequence holds."""
         return len(self._free)
+
+    @property
+    def page_table(self) -> Any:
+        """The table where keys are read: this one."""
+        return self.table
+
+    @property
+    def rows(self) -> int:
+        """Rows of `page_table`."""
+        return len(self.table)
 
     def add(self) -> int:
         """A new sequence: its row of the table."""
@@ -126,6 +137,9 @@ class Pages:
             self.table[seq, entry] = new
             self.held[seq] = max(self.held.item(seq), entry + 1)
         return copies
+
+    def grant(self, seqs: list[int], starts: list[int], stops: list[int]) -> None:
+        """Know that nothing is `missing` of some spans any more. The host, which writes there itself, need not know."""
 
     def _widen(self, columns: int) -> None:
         now = self.table.shape[1]

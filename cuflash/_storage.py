@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from importlib import import_module
 from typing import Any
 
+import numpy as np
+
 from cuflash._dispatch import backend
+from cuflash._lengths import Lengths
+from cuflash._pages import Pages
 from cuflash._problem import caches
 
 
@@ -17,20 +20,28 @@ class Storage:
     v: Any  # (rows, tokens, hk, dv)
     k_scale: Any  # (rows, tokens, hk) float32 of a quantised cache, else None
     v_scale: Any
-    lengths: Any  # int32, tokens of each sequence
     page_table: Any = None
+    _lengths: Lengths
 
-    def __init__(self, shape: caches.CacheShape, sequences: int, dtype: Any, xp: Any, like: Any) -> None:
+    def __init__(self, shape: caches.CacheShape, dtype: Any, xp: Any, like: Any) -> None:
         name = type(self).__name__
         self._home = caches.cache_home(name, xp, like)
-        backend(name, self._home)
-        library = import_module(self._home)
-        dtype = caches.cache_dtype(name, dtype, like)
+        zeros = backend(name, self._home).zeros
+        self._dtype = caches.cache_dtype(name, dtype, like)
+        stored = caches.stored_dtype(self._dtype, self._home)
         places = shape.rows, shape.tokens, shape.kv_heads
-        self.k, self.v = (library.zeros((*places, dim), dtype) for dim in (shape.head_dim, shape.value_dim))
-        quantised = dtype.name in caches.QUANTISED
-        self.k_scale, self.v_scale = (library.zeros(places, library.float32) if quantised else None for _ in "kv")
-        self.lengths = library.zeros(sequences, library.int32)
+        self.k, self.v = (zeros((*places, dim), stored) for dim in (shape.head_dim, shape.value_dim))
+        quantised = self._dtype.name in caches.QUANTISED
+        self.k_scale, self.v_scale = (zeros(places, np.float32) if quantised else None for _ in "kv")
+
+    @property
+    def lengths(self) -> Any:
+        """int32 array, (b,): tokens of each sequence."""
+        return self._lengths.array
+
+    @lengths.setter
+    def lengths(self, array: Any) -> None:
+        self._lengths.replace(array)
 
     @property
     def kv_heads(self) -> int:
@@ -50,7 +61,7 @@ class Storage:
     @property
     def dtype(self) -> Any:
         """dtype of keys and values as they are stored."""
-        return self.k.dtype
+        return self._dtype
 
     @property
     def nbytes(self) -> int:
@@ -58,19 +69,88 @@ class Storage:
         return sum(int(x.nbytes) for x in (self.k, self.v, self.k_scale, self.v_scale) if x is not None)
 
     def _store(self) -> caches.Store:
-        return caches.Store(self.k, self.v, self.k_scale, self.v_scale, self.page_table)
+        known = self._lengths
+        return caches.Store(
+            self.k, self.v, self.k_scale, self.v_scale, self.page_table, known.array, self._dtype, known.kept
+        )
 
     def __copy__(self) -> Any:
         """A cache of its own: two caches that shared arrays would disagree about lengths after an append."""
         return deepcopy(self)
 
     def sync(self) -> None:
-        """Make what the host knows of lengths exact. On NumPy it always is, and nothing is done.
+        """Make what the host knows of lengths exact. In the host's memory it always is, and nothing is done.
 
-        For arrays on a device the host would keep an upper bound of each length, and this would make it exact.
+        Of lengths on a device the host keeps bounds, which are exact until `append` is given `lengths` that lie on the
+        device, too. A replayed graph and lengths written by hand go past the host altogether: call this after them,
+        before the host changes anything. It waits for the device.
+
+        Raises
+        ------
+        ProblemError
+            For a length outside what its sequence has room for, or while a graph is captured.
 
         Examples
         --------
         >>> import cuflash
         >>> cuflash.KVCache(1, 8, kv_heads=1, head_dim=4, dtype="float32").sync()
         """
+        if not self._lengths.exact:
+            function = f"{type(self).__name__}.sync"
+            self._lengths.check_operation(function)
+            self._lengths.settle(self._read_lengths(function))
+
+    def check(self) -> None:
+        """Look whether `lengths` and `page_table`, if written by hand, are sound, and whether all tokens found room.
+
+        Where they lie on a device, this waits for it.
+
+        Raises
+        ------
+        ProblemError
+            For a length beyond the capacity, or beyond the pages of its sequence; or a table that lists other pages
+            than were taken.
+        CacheFullError
+            If kernels dropped tokens that went beyond the capacity, or for which a sequence had no page of its own, as
+            replayed graphs and lengths written by hand can make them. Each is told once.
+
+        Examples
+        --------
+        >>> import cuflash
+        >>> cache = cuflash.KVCache(2, 4, kv_heads=1, head_dim=2, dtype="float32")
+        >>> cache.lengths[:] = 3
+        >>> cache.check()
+        """
+        function = f"{type(self).__name__}.check"
+        self._lengths.check_operation(function)
+        self._read_lengths(function)
+        caches.check_table(function, self._find_fault())
+        caches.check_dropped(function, self._lengths.dropped())
+
+    def _read_lengths(self, function: str) -> np.ndarray:
+        """The lengths themselves, found sound."""
+        raise NotImplementedError
+
+    def _find_fault(self) -> str | None:
+        """What is wrong with the page table, if there is one."""
+        return None
+
+
+def keep_lengths(home: str, shape: caches.CacheShape, dtype: Any) -> Lengths:
+    """What the host knows of sequences that are rows of a cache."""
+    if home == "numpy":
+        return Lengths(shape.rows)
+    from cuflash._device_cache import BoundedLengths
+
+    return BoundedLengths(home, shape.rows, shape, dtype)
+
+
+def keep_pages(home: str, shape: caches.CacheShape, dtype: Any) -> tuple[Pages, Lengths]:
+    """What the host knows of sequences in pages: who holds which, and lengths."""
+    if home == "numpy":
+        pages = Pages(shape.rows, shape.tokens)
+        return pages, Lengths(pages.rows)
+    from cuflash._device_cache import BoundedLengths, MirroredPages
+
+    lengths = BoundedLengths(home, MirroredPages.FIRST_ROWS, shape, dtype)
+    return MirroredPages(home, shape.rows, shape.tokens, lengths.kept), lengths

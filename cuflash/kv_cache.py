@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from cuflash._dispatch import backend
 from cuflash._problem import caches, options
-from cuflash._storage import Storage
+from cuflash._storage import Storage, keep_lengths
 
 __all__ = ["KVCache"]
 
@@ -28,9 +27,9 @@ class KVCache(Storage):
         Required unless `like` gives it.
     grow : bool
         Whether an append that does not fit enlarges the cache, to at least twice its capacity. `k` and `v` are then
-        new arrays, and so are the scales.
+        new arrays, and so are the scales. A cache that a captured graph reads cannot grow.
     xp : module
-        The array library, `numpy`.
+        The array library, `numpy` or `cupy`.
     like : array, optional
         Take library and dtype from this array.
 
@@ -38,16 +37,22 @@ class KVCache(Storage):
     ----------
     k : array, shape (b, capacity, hk, d)
     v : array, shape (b, capacity, hk, dv)
-        Plain arrays. Whatever lies behind a sequence's length is never read.
+        Plain arrays. Whatever lies behind a sequence's length is never read. CuPy has no float8: there they hold its
+        bytes as uint8.
     k_scale, v_scale : float32 arrays, shape (b, capacity, hk), or None
         Of a quantised cache: what each vector of `k` and `v` is to be multiplied by.
     lengths : int32 array, shape (b,)
-        Tokens of each sequence.
+        Tokens of each sequence. On a device an array that is assigned to it is copied into it.
 
     Raises
     ------
     TypeError, ProblemError
         For sizes that are no integers or negative, or an unsupported dtype.
+
+    Notes
+    -----
+    On a device the host knows bounds of the lengths, and nothing but `sync` and `check` waits: see the guide's page on
+    caches.
 
     Examples
     --------
@@ -73,7 +78,8 @@ class KVCache(Storage):
         sizes = {"batch": batch, "capacity": capacity, "kv_heads": kv_heads, "head_dim": head_dim}
         shape = caches.cache_shape("KVCache", sizes, value_dim)
         self.grow = options.read_flag("KVCache", "grow", grow)
-        super().__init__(shape, shape.rows, dtype, xp, like)
+        super().__init__(shape, dtype, xp, like)
+        self._lengths = keep_lengths(self._home, shape, self.dtype)
 
     @property
     def batch(self) -> int:
@@ -104,13 +110,15 @@ class KVCache(Storage):
         seqs : integers, shape (b,), optional
             Row i of `k` goes to row ``seqs[i]`` of the cache; each row once. By default all rows, in order.
         lengths : int or integers, shape (b,), optional
-            How many of the l tokens are real, from the first; by default all.
+            How many of the l tokens are real, from the first; by default all. Integers on the device are left to the
+            kernel, which takes 0 to l of them; to the host each sequence may then have grown by up to l.
         layout : {"bhld", "blhd"}
 
         Raises
         ------
         CacheFullError
-            If a sequence would outgrow the capacity and the cache may not grow. Nothing is written then.
+            If a sequence would outgrow the capacity, as far as the host knows, and the cache may not grow. Nothing is
+            written then.
         TypeError, ProblemError
             For arrays that do not fit the cache.
 
@@ -126,19 +134,21 @@ class KVCache(Storage):
         """
         function = "KVCache.append"
         new = caches.append_call(function, self, k, v, seqs, lengths, layout)
-        starts = self.lengths[new.rows]
-        caches.check_lengths(function, starts, self.capacity)
-        needed = int((starts + new.counts).max(initial=0))
+        _, most = self._lengths.bounds(new.rows)
+        caches.check_lengths(function, most, self.capacity)
+        needed = int((most + new.most).max(initial=0))
         if self.grow and needed > self.capacity:
+            self._lengths.check_replaceable(function)
             self._enlarge(max(needed, 2 * self.capacity))
-        caches.check_room(function, needed, self.capacity)
-        backend(function, self._home).append(new, self._store(), starts)
-        self.lengths[new.rows] += new.counts
+        caches.check_room(function, needed, self.capacity, self._lengths.exact)
+        backend(function, self._home).append(new, self._store())
+        self._lengths.appended(new)
 
     def _enlarge(self, capacity: int) -> None:
         """All new arrays are there before the first takes its place."""
-        zeros = import_module(self._home).zeros
-        old = {name: array for name, array in self._store()._asdict().items() if array is not None}
+        zeros = backend("KVCache", self._home).zeros
+        names = ("k", "v", "k_scale", "v_scale")
+        old = {name: array for name in names if (array := getattr(self, name)) is not None}
         new = {name: zeros((len(array), capacity, *array.shape[2:]), array.dtype) for name, array in old.items()}
         for name, array in old.items():
             new[name][:, : array.shape[1]] = array
@@ -152,7 +162,7 @@ class KVCache(Storage):
         seq : int, integers or None
             A row, rows, or None for all.
         length : int or integers
-            Tokens to keep; never more than there are.
+            Tokens to keep; never more than there are, nor, on a device, than the host knows of.
 
         Raises
         ------
@@ -169,23 +179,13 @@ class KVCache(Storage):
         >>> cache.lengths
         array([3, 0], dtype=int32)
         """
-        rows, kept = caches.truncate_call("KVCache.truncate", self, seq, length)
-        self.lengths[rows] = kept
+        function = "KVCache.truncate"
+        self._lengths.check_operation(function)
+        rows, kept = caches.truncate_call(function, self, seq, length)
+        self._lengths.assign(rows, kept)
 
-    def check(self) -> None:
-        """Look whether `lengths`, if written by hand, are sound.
-
-        Raises
-        ------
-        ProblemError
-            For a length outside 0..capacity.
-
-        Examples
-        --------
-        >>> import cuflash
-        >>> cache = cuflash.KVCache(2, 4, kv_heads=1, head_dim=2, dtype="float32")
-        >>> cache.lengths[:] = 3
-        >>> cache.check()
-        """
-        caches.check_lengths_array("KVCache.check", self)
-        caches.check_lengths("KVCache.check", self.lengths, self.capacity)
+    def _read_lengths(self, function: str) -> np.ndarray:
+        caches.check_lengths_array(function, self)
+        lengths = self._lengths.read()
+        caches.check_lengths(function, lengths, self.capacity)
+        return lengths

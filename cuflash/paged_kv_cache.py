@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from cuflash._dispatch import backend
-from cuflash._pages import Pages
 from cuflash._problem import caches
-from cuflash._storage import Storage
+from cuflash._storage import Storage, keep_pages
 
 __all__ = ["PagedKVCache"]
 
@@ -31,7 +30,7 @@ class PagedKVCache(Storage):
     dtype : dtype, optional
         As in `KVCache`, quantised ones among them. Required unless `like` gives it.
     xp : module
-        The array library, `numpy`.
+        The array library, `numpy` or `cupy`.
     like : array, optional
         Take library and dtype from this array.
 
@@ -54,7 +53,10 @@ class PagedKVCache(Storage):
 
     Notes
     -----
-    `lengths` and `page_table` are new arrays whenever `add`, `fork` or a longer sequence needs more of them.
+    `lengths` and `page_table` are new arrays whenever `add`, `fork` or a longer sequence needs more of them. On a
+    device they are made for 256 sequences of 32768 tokens, unless there are fewer pages, and double from there; what
+    would make them anew when a captured graph reads them is a CacheFullError. There the host knows bounds of the
+    lengths, and nothing but `sync` and `check` waits: see the guide's page on caches.
 
     References
     ----------
@@ -87,8 +89,8 @@ class PagedKVCache(Storage):
     ) -> None:  # fmt: skip
         sizes = {"pages": pages, "page_size": page_size, "kv_heads": kv_heads, "head_dim": head_dim}
         shape = caches.cache_shape("PagedKVCache", sizes, value_dim)
-        self._pages = Pages(shape.rows, shape.tokens)
-        super().__init__(shape, len(self._pages.table), dtype, xp, like)
+        super().__init__(shape, dtype, xp, like)
+        self._pages, self._lengths = keep_pages(self._home, shape, self.dtype)
 
     @property
     def pages(self) -> int:
@@ -113,7 +115,7 @@ class PagedKVCache(Storage):
     @property
     def page_table(self) -> Any:
         """int32 array, (rows, entries): the pages of each sequence in the order of its tokens; -1 is no page."""
-        return self._pages.table
+        return self._pages.page_table
 
     def __repr__(self) -> str:
         return (
@@ -137,15 +139,18 @@ class PagedKVCache(Storage):
         >>> cache.add(), cache.add()
         (0, 1)
         """
+        self._lengths.check_operation("PagedKVCache.add")
         seq = self._pages.add()
-        self._begin(seq, 0)
+        self._lengths.grow(self._pages.rows)
+        self._lengths.assign(seq, 0)
         return seq
 
     def fork(self, seq: int) -> int:
         """Begin a sequence with all tokens of another, which stays as it is: beam search, a shared prompt.
 
         The pages are shared until one of the two is appended to in a page that is not full: that one then gets a copy
-        of the page, which takes a free page.
+        of the page, which takes a free page. On a device reserved pages are shared, too, since tokens may lie there
+        that the host does not know of: reserve again before a graph that appends is replayed.
 
         Parameters
         ----------
@@ -172,18 +177,15 @@ class PagedKVCache(Storage):
         >>> cache.lengths[cache.fork(seq)], cache.free_pages
         (np.int32(20), 2)
         """
-        parent = caches.read_seq("PagedKVCache.fork", self, seq)
-        tokens = int(self.lengths[parent])
-        self._check_lengths("PagedKVCache.fork", [parent])
+        function = "PagedKVCache.fork"
+        self._lengths.check_operation(function)
+        parent = caches.read_seq(function, self, seq)
+        self._bounds(function, [parent])
+        tokens = self._lengths.may_reach(parent, self._pages.held.item(parent) * self.page_size)
         child = self._pages.fork(parent, tokens)
-        self._begin(child, tokens)
+        self._lengths.grow(self._pages.rows)
+        self._lengths.copy(parent, child)
         return child
-
-    def _begin(self, seq: int, tokens: int) -> None:
-        more = len(self._pages.table) - len(self.lengths)
-        if more:
-            self.lengths = np.concatenate([self.lengths, np.zeros(more, np.int32)])
-        self.lengths[seq] = tokens
 
     def free(self, seq: int) -> None:
         """End a sequence: pages that no other shares are free, and its number may be given again.
@@ -205,9 +207,11 @@ class PagedKVCache(Storage):
         >>> cache.seqs
         ()
         """
-        seq = caches.read_seq("PagedKVCache.free", self, seq)
+        function = "PagedKVCache.free"
+        self._lengths.check_operation(function)
+        seq = caches.read_seq(function, self, seq)
         self._pages.free(seq)
-        self.lengths[seq] = 0
+        self._lengths.assign(seq, 0)
 
     def append(self, k: Any, v: Any, /, *, seqs: Any = None, lengths: Any = None, layout: str = "bhld") -> None:
         """Put new tokens behind those that each sequence already has, in new pages where the last is full.
@@ -222,7 +226,8 @@ class PagedKVCache(Storage):
         seqs : integers, shape (b,), optional
             Row i of `k` goes to sequence ``seqs[i]``; each once. By default all, in the order they were added.
         lengths : int or integers, shape (b,), optional
-            How many of the l tokens are real, from the first; by default all.
+            How many of the l tokens are real, from the first; by default all. Integers on the device are left to the
+            kernel, which takes 0 to l of them; pages are then taken for l.
         layout : {"bhld", "blhd"}
 
         Raises
@@ -245,29 +250,34 @@ class PagedKVCache(Storage):
         """
         function = "PagedKVCache.append"
         new = caches.append_call(function, self, k, v, seqs, lengths, layout)
-        self._check_lengths(function, new.rows)
-        starts = self.lengths[new.rows]
-        self._take(function, new.rows.tolist(), starts.tolist(), (starts + new.counts).tolist())
-        backend(function, self._home).append(new, self._store(), starts)
-        self.lengths[new.rows] += new.counts
+        least, most = self._bounds(function, new.rows)
+        self._take(function, new.rows.tolist(), least.tolist(), (most + new.most).tolist())
+        backend(function, self._home).append(new, self._store())
+        self._lengths.appended(new)
 
-    def _check_lengths(self, function: str, rows: Any) -> None:
-        caches.check_lengths(function, self.lengths[rows], self._pages.held[rows] * self.page_size)
+    def _bounds(self, function: str, rows: Any) -> tuple[np.ndarray, np.ndarray]:
+        """At least and at most so many tokens have these sequences, and they have pages for those."""
+        bounds = self._lengths.bounds(rows)
+        caches.check_lengths(function, bounds[1], self._pages.held[rows] * self.page_size)
+        return bounds
 
     def _take(self, function: str, seqs: list[int], starts: list[int], stops: list[int]) -> None:
         """Give sequences pages of their own for tokens from `starts` to `stops`; all of them, or nothing changes."""
         missing = self._pages.missing(zip(seqs, starts, stops))
         if missing:
-            caches.check_pages(function, len(missing) <= self.free_pages, self.free_pages, self.pages)
+            self._lengths.check_operation(function)
+            enough = len(missing) <= self.free_pages
+            caches.check_pages(function, enough, self.free_pages, self.pages, self._lengths.exact)
             copies = self._pages.take(missing)
             if copies:
                 backend(function, self._home).copy_pages(self._store(), *zip(*copies))
+        self._pages.grant(seqs, starts, stops)
 
     def reserve(self, seq: int, tokens: int) -> None:
         """Take the pages that `tokens` more tokens of a sequence need, so that appending them cannot fail.
 
         That holds until the sequence is truncated, which frees what was reserved too, or forked, after which it shares
-        its last page.
+        its last page. On a device replayed graphs, and lengths written by hand, go no further than what is reserved.
 
         Parameters
         ----------
@@ -292,10 +302,10 @@ class PagedKVCache(Storage):
         1
         """
         function = "PagedKVCache.reserve"
+        self._lengths.check_operation(function)
         seq, tokens = caches.read_seq(function, self, seq), caches.read_tokens(function, "tokens", tokens)
-        self._check_lengths(function, [seq])
-        start = int(self.lengths[seq])
-        self._take(function, [seq], [start], [start + tokens])
+        (least,), (most,) = (bound.tolist() for bound in self._bounds(function, [seq]))
+        self._take(function, [seq], [least], [most + tokens])
 
     def truncate(self, seq: Any, length: Any) -> None:
         """Forget the tokens of some sequences from position `length` on, and free the pages behind.
@@ -305,7 +315,7 @@ class PagedKVCache(Storage):
         seq : int, integers or None
             A sequence, several, or None for all.
         length : int or integers
-            Tokens to keep; never more than there are.
+            Tokens to keep; never more than there are, nor, on a device, than the host knows of.
 
         Raises
         ------
@@ -324,11 +334,13 @@ class PagedKVCache(Storage):
         >>> cache.lengths[seq], cache.free_pages
         (np.int32(3), 2)
         """
-        self._check_lengths("PagedKVCache.truncate", list(self.seqs))
-        rows, kept = caches.truncate_call("PagedKVCache.truncate", self, seq, length)
+        function = "PagedKVCache.truncate"
+        self._lengths.check_operation(function)
+        self._bounds(function, list(self.seqs))
+        rows, kept = caches.truncate_call(function, self, seq, length)
         for row, tokens in zip(rows.tolist(), kept.tolist()):
             self._pages.truncate(row, tokens)
-        self.lengths[rows] = kept
+        self._lengths.assign(rows, kept)
 
     def trim(self, seq: int, keep_first: int, keep_last: int) -> None:
         """Free the pages of a sequence that lie wholly between its first `keep_first` and its last `keep_last` tokens.
@@ -371,26 +383,18 @@ class PagedKVCache(Storage):
         array([[[1., 1.]]])
         """
         function = "PagedKVCache.trim"
+        self._lengths.check_operation(function)
         seq = caches.read_seq(function, self, seq)
         first = caches.read_tokens(function, "keep_first", keep_first)
         last = caches.read_tokens(function, "keep_last", keep_last)
-        self._check_lengths(function, [seq])
-        self._pages.trim(seq, first, int(self.lengths[seq]) - last)
+        least, _ = self._bounds(function, [seq])
+        self._pages.trim(seq, first, int(least[0]) - last)
 
-    def check(self) -> None:
-        """Look whether `lengths` and `page_table`, if written by hand, are sound.
-
-        Raises
-        ------
-        ProblemError
-            For a length beyond the pages of its sequence, or a table that lists other pages than were taken.
-
-        Examples
-        --------
-        >>> import cuflash
-        >>> cuflash.PagedKVCache(4, 16, kv_heads=1, head_dim=8, dtype="float32").check()
-        """
-        function = "PagedKVCache.check"
+    def _read_lengths(self, function: str) -> np.ndarray:
         caches.check_lengths_array(function, self)
-        self._check_lengths(function, list(self.seqs))
-        caches.check_table(function, self._pages.find_fault())
+        lengths, rows = self._lengths.read(), list(self.seqs)
+        caches.check_lengths(function, lengths[rows], self._pages.held[rows] * self.page_size)
+        return lengths
+
+    def _find_fault(self) -> str | None:
+        return self._pages.find_fault()
