@@ -2,15 +2,15 @@
 
 A test body sees a backend through two fixtures only: `backend` moves arrays there and back, `check` calls a function on
 it and holds each result against the float64 reference by the two-sided rule of `cuflash.testing.assert_accurate`.
-TEST_LEVEL=1|2|3 buys minutes: more random examples and the full sizes of the guarantees.
+TEST_LEVEL=1|2|3 buys minutes: more random examples, all tests on the emulator, the full sizes of the guarantees.
 """
 
-import contextlib
-import os
 from types import SimpleNamespace
 
+import backends
 import numpy as np
 import pytest
+from backends import TEST_LEVEL, host
 from hypothesis import Phase, settings
 from problems import OPTIONS, PAIRS, VIEWS, any_problem, make_option
 
@@ -18,7 +18,6 @@ import cuflash
 from cuflash import reference
 from cuflash.testing import assert_accurate
 
-TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
 settings.register_profile(
     "cuflash",
     max_examples={1: 300, 2: 2000}.get(TEST_LEVEL, 20000),
@@ -29,53 +28,31 @@ settings.register_profile(
 )
 settings.load_profile("cuflash")
 
-ARRAY_OPTIONS = ("mask", "bias", "sinks", "q_offset", "kv_lengths", "seqs", "dlse")
+MANY = 300  # tests on the emulator that need most of its kernels
+left_out = []  # tests that this TEST_LEVEL has no time for
 
 
-class NumpyBackend:
-    """Arrays stay what they are."""
-
-    name = "numpy"
-    xp = np
-
-    def asarray(self, array):
-        return array
-
-    def to_numpy(self, array):
-        assert type(array) is np.ndarray
-        return array
-
-    @contextlib.contextmanager
-    def tiles(self, kind):
-        """Inside, "small" tiles, so that a dozen keys have many edges and tiny work has threads; or those "tuned"."""
-        from cuflash import _plan, _tuning
-
-        if kind == "tuned":
-            yield
-            return
-        small = {"BLOCK_ROWS": 8, "SCORE_TILE": 32, "KV_TILE_MOST": 8, "BLOCKS_WANTED": 6, "BLOCK_ROWS_LEAST": 4}
-        small |= {"PART_KEYS": 16, "BACKWARD_PART_KEYS_LEAST": 8, "SMALL_WORK": 0}
-        small |= {"BOUNDED_ROWS_LEAST": 4, "BOUNDED_SCORES_LEAST": 0, "LOAD_TILE": 32, "LOAD_KEYS_LEAST": 2}
-        small |= {"BLOCK_WORK_LEAST": 0}
-        plans = (_plan.make_plan, _plan.make_backward_plan)
-        with pytest.MonkeyPatch.context() as patch:
-            for name, value in small.items():
-                assert hasattr(_tuning, name), name
-                patch.setattr(_tuning, name, value)
-            for plan in plans:
-                plan.cache_clear()
-            yield
-        for plan in plans:
-            plan.cache_clear()
+def pytest_configure(config):
+    config.addinivalue_line("markers", "pairs: at TEST_LEVEL=1 the emulator runs each two parameter values together")
 
 
-BACKENDS = {"numpy": NumpyBackend}
+def pytest_collection_modifyitems(config, items):
+    items[:], left = backends.select(items)
+    left_out.extend(left)
+    config.hook.pytest_deselected(items=left)
 
 
-@pytest.fixture(scope="session", params=list(BACKENDS))
+def pytest_report_collectionfinish():
+    return f"{len(left_out)} tests on the emulator are left to TEST_LEVEL=2" if left_out else []
+
+
+@pytest.fixture(scope="session", params=backends.names())
 def backend(request):
     """Where the test runs."""
-    return BACKENDS[request.param]()
+    backend = backends.make(request.param, str(request.config.cache.mkdir("emulator")))
+    if request.param == "emulator" and sum(map(backends.on_emulator, request.session.items)) > MANY:
+        backend.prepare()
+    return backend
 
 
 @pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])
@@ -169,15 +146,10 @@ class Check:
         laid_out = [VIEWS[name] for name in ([views] * len(arrays) if isinstance(views, str) else views)]
         return [view(self.backend.asarray(lay(x))) for x, (lay, view) in zip(arrays, laid_out, strict=True)]
 
-    def move_options(self, options):
-        """Options with their arrays on the backend."""
-        arrays = {name: options[name] for name in ARRAY_OPTIONS if isinstance(options.get(name), np.ndarray)}
-        return options | {name: self.backend.asarray(array) for name, array in arrays.items()}
-
     def attention(self, q, k, v, /, views="plain", **options):
         """`cuflash.attention`: out and lse."""
         moved = self.move((q, k, v), views)
-        out, lse = cuflash.attention(*moved, return_lse=True, **self.move_options(options))
+        out, lse = cuflash.attention(*moved, return_lse=True, **self.backend.give(options))
         out, lse = self.backend.to_numpy(out), self.backend.to_numpy(lse)
         assert out.dtype == q.dtype
         assert lse.dtype == (np.float64 if q.dtype == np.float64 else np.float32)
@@ -187,7 +159,7 @@ class Check:
     def backward(self, dout, q, k, v, /, views="plain", dlse=None, **options):
         """`cuflash.attention_backward` on what `cuflash.attention` returns: dq, dk, dv, dbias, dsinks."""
         views = [views] * 3 if isinstance(views, str) else views
-        moved, moved_options = self.move((dout, q, k, v), (views[0], *views)), self.move_options(options)
+        moved, moved_options = self.move((dout, q, k, v), (views[0], *views)), self.backend.give(options)
         results = cuflash.attention(*moved[1:], return_lse=True, **moved_options)
         moved_dlse = None if dlse is None else self.backend.asarray(dlse)
         grads = cuflash.attention_backward(*moved, *results, dlse=moved_dlse, **moved_options)
@@ -202,28 +174,30 @@ class Check:
 
     def weights(self, q, k, /, **options):
         """`cuflash.attention_weights`."""
-        weights = cuflash.attention_weights(*self.move((q, k), "plain"), **self.move_options(options))
+        weights = cuflash.attention_weights(*self.move((q, k), "plain"), **self.backend.give(options))
         weights = self.backend.to_numpy(weights)
         assert weights.dtype == q.dtype
         self.hold([weights], reference.attention_weights, q.dtype, q, k, **options)
         return weights
 
-    def decode(self, q, cache, /, splits=None, **options):
-        """`cuflash.decode` over a cache on the backend: out and lse."""
-        moved = self.move_options(options)
-        out, lse = cuflash.decode(self.backend.asarray(q), cache, splits=splits, return_lse=True, **moved)
+    def decode(self, q, cache, /, splits=None, seqs=None, **options):
+        """`cuflash.decode` over a cache on the backend: out and lse. Rows are named on the host."""
+        moved = self.backend.give(options)
+        out, lse = cuflash.decode(self.backend.asarray(q), cache, seqs=seqs, splits=splits, return_lse=True, **moved)
         out, lse = self.backend.to_numpy(out), self.backend.to_numpy(lse)
         assert out.dtype == q.dtype
         assert out.shape == (*q.shape[:-1], cache.value_dim)
-        self.hold((out, lse), reference.decode, q.dtype, q, self.on_host(cache), return_lse=True, **options)
+        self.hold((out, lse), reference.decode, q.dtype, q, on_host(cache), seqs=seqs, return_lse=True, **options)
         return out, lse
 
-    def on_host(self, cache):
-        """What the reference reads of a cache."""
-        names = ("k", "v", "lengths", "k_scale", "v_scale", "page_table")
-        arrays = {name: getattr(cache, name) for name in names if getattr(cache, name) is not None}
-        order = {"seqs": cache.seqs} if "page_table" in arrays else {}
-        return SimpleNamespace(**{name: self.backend.to_numpy(x) for name, x in arrays.items()}, **order)
+
+def on_host(cache):
+    """What the reference reads of a cache."""
+    names = ("k", "v", "lengths", "k_scale", "v_scale", "page_table")
+    arrays = {name: host(getattr(cache, name)) for name in names if getattr(cache, name) is not None}
+    arrays |= {name: arrays[name].view(cache.dtype) for name in "kv"}  # a device keeps float8 as bytes
+    order = {"seqs": cache.seqs} if "page_table" in arrays else {}
+    return SimpleNamespace(**arrays, **order)
 
 
 @pytest.fixture(scope="session")
@@ -293,9 +267,10 @@ def make_cache(backend):
 
     def make(k, v, lengths, capacity=None, dtype=None):
         b, hk, length, d = k.shape
-        cache = cuflash.KVCache(b, capacity or length, hk, d, value_dim=v.shape[-1], dtype=dtype or k.dtype)
+        sizes = (b, capacity or length, hk, d)
+        cache = cuflash.KVCache(*sizes, value_dim=v.shape[-1], dtype=dtype or k.dtype, xp=backend.xp)
         poison(cache)
-        cache.append(backend.asarray(k), backend.asarray(v), lengths=backend.asarray(np.array(lengths, int)))
+        cache.append(backend.asarray(k), backend.asarray(v), lengths=[int(n) for n in lengths])
         return cache
 
     return make
@@ -311,10 +286,31 @@ def poison(cache):
             scale[...] = np.nan
 
 
-@pytest.fixture
-def tokens(backend, normal):
+@pytest.fixture(scope="session")
+def numbers(normal):
+    """`numbers(b, l, seed=)`: what `tokens` with the same arguments holds."""
+    return lambda b, l, seed=0: normal(b, 2, l, 3, seed=seed)
+
+
+@pytest.fixture(scope="session")
+def tokens(backend, numbers):
     """`tokens(b, l, seed=)`: keys (b, 2, l, 3) for a paged cache that are the values as well."""
-    return lambda b, l, seed=0: backend.asarray(normal(b, 2, l, 3, seed=seed))
+    return lambda b, l, seed=0: backend.asarray(numbers(b, l, seed))
+
+
+@pytest.fixture(scope="session")
+def filled(backend, tokens):
+    """`filled(pages, page_size, lengths, dtype=)`: a paged cache with sequences of these lengths, of `tokens`."""
+
+    def make(pages, page_size, lengths=(), dtype="float32"):
+        cache = cuflash.PagedKVCache(pages, page_size, 2, 3, dtype=dtype, xp=backend.xp)
+        if lengths:
+            seqs = [cache.add() for _ in lengths]
+            new = tokens(len(lengths), max(lengths))
+            cache.append(new, new, seqs=seqs, lengths=list(lengths))
+        return cache
+
+    return make
 
 
 @pytest.fixture(scope="session")
@@ -324,7 +320,8 @@ def make_paged(backend):
     def make(k, v, lengths, page_size=5, dtype=None):
         _, hk, length, d = k.shape
         pages = sum(-(-int(n) // page_size) for n in lengths) + 2
-        cache = cuflash.PagedKVCache(pages, page_size, hk, d, value_dim=v.shape[-1], dtype=dtype or k.dtype)
+        sizes = (pages, page_size, hk, d)
+        cache = cuflash.PagedKVCache(*sizes, value_dim=v.shape[-1], dtype=dtype or k.dtype, xp=backend.xp)
         poison(cache)
         single = [cache.add() for _ in range(pages)]
         for seq in single:
@@ -335,7 +332,7 @@ def make_paged(backend):
         for start in range(0, length, 2 * page_size + 1):  # so that the sequences' pages alternate
             part = [backend.asarray(x[:, :, start : start + 2 * page_size + 1]) for x in (k, v)]
             counts = np.clip(np.array(lengths, int) - start, 0, part[0].shape[2])
-            cache.append(*part, seqs=seqs, lengths=counts)
+            cache.append(*part, seqs=seqs, lengths=counts.tolist())
         return cache
 
     return make

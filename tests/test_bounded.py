@@ -4,6 +4,7 @@ import importlib
 
 import numpy as np
 import pytest
+from backends import on_numpy
 
 import cuflash
 from cuflash import _plan, _tuning
@@ -25,10 +26,8 @@ def small_problems_count(monkeypatch):
 
 
 @pytest.fixture
-def counted(backend, monkeypatch):
+def counted(monkeypatch):
     """How many tiles took which way: {"powers": without a maximum, "scores": with one}."""
-    if backend.name != "numpy":
-        pytest.skip("about the NumPy backend's own tiles")
     block = importlib.import_module("cuflash._numpy.scores").QueryBlock
     counts = {"powers": 0, "scores": 0}
 
@@ -58,22 +57,26 @@ def qkv(request):
     return [rng.standard_normal((2, 2, LENGTH, 32)).astype(request.param) for _ in range(3)]
 
 
+@on_numpy
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": (100, 7)}, {"kv_lengths": np.array([200, 3])}])
 def test_normal_numbers_need_no_maximum(options, qkv, check, counted):
     assert both_ways(check, counted, *qkv, **options) == {"powers"}
 
 
+@on_numpy
 @pytest.mark.parametrize("option", ["bias", "alibi", "softcap"])
 def test_what_else_enters_the_scores_needs_one(option, options_of, check, counted, qkv):
     options = options_of([option], 2, 2, LENGTH, LENGTH, qkv[0].dtype)
     assert both_ways(check, counted, *qkv, **options) == {"scores"}
 
 
+@on_numpy
 def test_large_scores_need_one(check, counted, qkv):
     q, k, v = qkv
     assert both_ways(check, counted, q * q.dtype.type(8), k, v) == {"scores"}
 
 
+@on_numpy
 def test_what_all_keys_share_does_not_count(check, counted):
     """A constant of 40 standard deviations in every key, as trained models have in some features."""
     q, k, v = np.random.default_rng(1).standard_normal((3, 1, 2, LENGTH, 32), dtype=np.float32)
@@ -81,12 +84,14 @@ def test_what_all_keys_share_does_not_count(check, counted):
     assert both_ways(check, counted, q, k, v, causal=True) == {"powers"}
 
 
+@on_numpy
 def test_heads_decide_for_themselves(check, counted):
     q, k, v = np.random.default_rng(2).standard_normal((3, 1, 2, LENGTH, 32), dtype=np.float32)
     k[:, 1] *= 30
     assert both_ways(check, counted, q, k, v) == {"powers", "scores"}
 
 
+@on_numpy
 def test_one_long_hidden_key_does_no_harm(check, counted):
     """Finite keys that causal hides may be as large as they like."""
     q, k, v = np.random.default_rng(3).standard_normal((3, 1, 1, LENGTH, 32), dtype=np.float32)
@@ -94,6 +99,7 @@ def test_one_long_hidden_key_does_no_harm(check, counted):
     assert both_ways(check, counted, q[..., :-1, :], k, v, causal=True, q_offset=0) == {"scores"}
 
 
+@on_numpy
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 def test_a_key_that_is_no_number_spoils_the_rows_that_see_it_alone(bad, counted, backend):
     q, k, v = np.random.default_rng(4).standard_normal((3, 2, LENGTH, 32), dtype=np.float32)
@@ -108,6 +114,7 @@ def test_a_key_that_is_no_number_spoils_the_rows_that_see_it_alone(bad, counted,
     np.testing.assert_allclose(out[0, :200], clean[0, :200], rtol=1e-5, atol=1e-6)
 
 
+@on_numpy
 @pytest.mark.parametrize("size", [1e20, 1e37])
 def test_values_near_the_end_of_their_range(size, counted, backend):
     """Sums of exp(30) times such values overflow; the maximum is then subtracted after all, without a warning."""
@@ -121,10 +128,10 @@ def test_values_near_the_end_of_their_range(size, counted, backend):
 
 
 @pytest.mark.parametrize("size", [1e-35, 1e-30, 1e-10, 1e30])
-def test_gradients_of_any_size(size, check):
+def test_gradients_of_any_size(size, check, backend):
     """The lse goes into dout, unless that would bring it near the ends of its range."""
     rng = np.random.default_rng(6)
-    q, k, v = rng.standard_normal((3, 1, 1, LENGTH, 16), dtype=np.float32)
+    q, k, v = rng.standard_normal((3, 1, 1, backend.length(LENGTH), 16), dtype=np.float32)
     q *= 2
     dout = (rng.standard_normal(v.shape) * size).astype(np.float32)
     grads = check.backward(dout, q, k, v)
@@ -140,6 +147,7 @@ def line(length, dtype):
     return np.ones((1, length, 1), dtype), np.linspace(-31, 31, length).astype(dtype)[None, :, None]
 
 
+@on_numpy
 @pytest.mark.parametrize("name", ["float32", "float64"])
 @pytest.mark.parametrize("options", [{}, {"causal": True}, {"window": 3}], ids=str)
 def test_scores_on_a_line(options, name, check, counted):
@@ -150,6 +158,7 @@ def test_scores_on_a_line(options, name, check, counted):
     check.backward(dout, q, k, v, scale=1.0, **options)
 
 
+@on_numpy
 @pytest.mark.parametrize("name", ["float32", "float64"])
 def test_one_hot_keys(name, check, counted):
     """Whose mean is no exact number."""
@@ -162,11 +171,13 @@ def test_one_hot_keys(name, check, counted):
     check.backward(dout, q, k, v, scale=1.0)
 
 
+@on_numpy
 def test_whole_numbers(check, counted):
     q, k, v = np.random.default_rng(10).integers(-1, 2, size=(3, 1, 2, LENGTH, 32)).astype(np.float32)
     assert both_ways(check, counted, q, k, v, scale=0.5, causal=True) == {"powers"}
 
 
+@on_numpy
 @pytest.mark.parametrize("size", [1e-28, 1e-34])
 def test_small_values_behind_low_scores(size, backend, counted):
     """exp(-31) times such values would underflow; 6.6e-34 J s is Planck's constant."""
@@ -187,6 +198,7 @@ def test_small_values_behind_low_scores(size, backend, counted):
         assert error < 1e-4
 
 
+@on_numpy
 def test_equal_keys_weigh_exactly_the_same(counted, backend, dtype):
     """Whatever their score, as they do after the maximum is subtracted."""
     q, k = np.full((1, LENGTH, 4), 3, dtype), np.full((1, 64, 4), -2, dtype)

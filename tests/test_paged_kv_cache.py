@@ -8,13 +8,14 @@ import pickle
 
 import numpy as np
 import pytest
-from paged import make, pages_of, state, stored
+from backends import host, on_devices, on_numpy
+from paged import pages_of, state, stored
 
 import cuflash
 
 
-def test_a_new_cache(dtype):
-    cache = cuflash.PagedKVCache(6, 4, 2, 3, value_dim=5, dtype=dtype)
+def test_a_new_cache(dtype, backend):
+    cache = cuflash.PagedKVCache(6, 4, 2, 3, value_dim=5, dtype=dtype, xp=backend.xp)
     assert (cache.pages, cache.page_size, cache.kv_heads, cache.head_dim, cache.value_dim) == (6, 4, 2, 3, 5)
     assert cache.k.shape == (6, 4, 2, 3)
     assert cache.v.shape == (6, 4, 2, 5)
@@ -23,16 +24,17 @@ def test_a_new_cache(dtype):
     assert cache.nbytes == 6 * 4 * 2 * 8 * dtype.itemsize
     assert cache.lengths.dtype == cache.page_table.dtype == np.int32
     assert (cache.seqs, cache.free_pages) == ((), 6)
-    assert (cache.page_table == -1).all()
+    assert (host(cache.page_table) == -1).all()
     assert cache.check() is None and cache.sync() is None
 
 
-def test_like_gives_the_dtype(normal):
-    assert cuflash.PagedKVCache(1, 2, 1, 4, like=normal(2, dtype="float16")).dtype == np.float16
+def test_like_gives_the_dtype(backend, normal):
+    like = backend.asarray(normal(2, dtype="float16"))
+    assert cuflash.PagedKVCache(1, 2, 1, 4, like=like).dtype == np.float16
 
 
-def test_a_quantised_cache_counts_its_scales():
-    cache = cuflash.PagedKVCache(6, 4, 2, 3, value_dim=5, dtype="int8")
+def test_a_quantised_cache_counts_its_scales(backend):
+    cache = cuflash.PagedKVCache(6, 4, 2, 3, value_dim=5, dtype="int8", xp=backend.xp)
     assert cache.k_scale.shape == cache.v_scale.shape == (6, 4, 2)
     assert cache.nbytes == 6 * 4 * 2 * (8 + 2 * 4)
 
@@ -40,13 +42,13 @@ def test_a_quantised_cache_counts_its_scales():
 @pytest.mark.parametrize("layout", ["bhld", "blhd"])
 @pytest.mark.parametrize("page_size", [1, 3, 4, 100])
 def test_append_puts_tokens_behind_those_there(page_size, layout, dtype, backend, normal):
-    cache = cuflash.PagedKVCache(60, page_size, 3, 4, value_dim=5, dtype=dtype)
+    cache = cuflash.PagedKVCache(60, page_size, 3, 4, value_dim=5, dtype=dtype, xp=backend.xp)
     seqs = [cache.add(), cache.add()]
     k, v = normal(2, 3, 13, 4, dtype=dtype), normal(2, 3, 13, 5, dtype=dtype, seed=1)
     for part in (slice(0, 3), slice(3, 3), slice(3, 4), slice(4, 13)):
         new = [x[:, :, part] if layout == "bhld" else x[:, :, part].swapaxes(1, 2) for x in (k, v)]
         assert cache.append(*map(backend.asarray, new), layout=layout) is None
-        assert cache.lengths[seqs].tolist() == [part.stop] * 2
+        assert host(cache.lengths)[seqs].tolist() == [part.stop] * 2
         assert cache.free_pages == 60 - 2 * -(-part.stop // page_size)
     for row, seq in enumerate(seqs):
         np.testing.assert_array_equal(stored(cache, seq), k[row])
@@ -54,7 +56,7 @@ def test_append_puts_tokens_behind_those_there(page_size, layout, dtype, backend
 
 
 def test_append_of_views(view, check, normal):
-    cache = cuflash.PagedKVCache(8, 3, 3, 4, dtype=np.float32)
+    cache = cuflash.PagedKVCache(8, 3, 3, 4, dtype=np.float32, xp=check.backend.xp)
     seqs = [cache.add(), cache.add()]
     k, v = normal(2, 3, 8, 4), normal(2, 3, 8, 4, seed=1)
     cache.append(*check.move((k, v), view))
@@ -64,21 +66,21 @@ def test_append_of_views(view, check, normal):
 
 
 @pytest.mark.parametrize("lengths", [[2, 0, 3], np.array([2, 0, 3], np.uint8), 2])
-def test_append_of_some_tokens_to_some_sequences(lengths, tokens):
-    cache = make(12, 4, [3, 4, 5, 1], tokens=tokens)
-    first = tokens(4, 5)
+def test_append_of_some_tokens_to_some_sequences(lengths, backend, tokens, filled, numbers):
+    cache = filled(12, 4, [3, 4, 5, 1])
+    first = numbers(4, 5)
     new = tokens(3, 3, seed=1)
-    cache.append(new, new, seqs=[3, 0, 1], lengths=lengths)
+    cache.append(new, new, seqs=[3, 0, 1], lengths=backend.give(lengths))
     for row, (seq, count) in enumerate(zip([3, 0, 1], np.broadcast_to(lengths, 3).tolist(), strict=True)):
         before = [1, 3, 4][row]
-        expected = np.concatenate([first[seq, :, :before], new[row, :, :count]], axis=1)
+        expected = np.concatenate([first[seq, :, :before], host(new)[row, :, :count]], axis=1)
         np.testing.assert_array_equal(stored(cache, seq), expected)
     np.testing.assert_array_equal(stored(cache, 2), first[2])
-    assert cache.k.any(axis=(2, 3)).sum() == cache.lengths.sum()  # and no token more
+    assert host(cache.k).any(axis=(2, 3)).sum() == host(cache.lengths).sum()  # and no token more
 
 
-def test_all_means_the_live_ones_in_order_of_add(tokens):
-    cache = make(8, 4, [1, 2, 3], tokens=tokens)
+def test_all_means_the_live_ones_in_order_of_add(tokens, filled):
+    cache = filled(8, 4, [1, 2, 3])
     cache.free(0)
     late = [cache.add() for _ in range(6)]
     assert 0 in late  # a number comes back, last in order
@@ -86,21 +88,21 @@ def test_all_means_the_live_ones_in_order_of_add(tokens):
     new = tokens(8, 1, seed=1)
     cache.append(new, new)
     for row, seq in enumerate(cache.seqs):
-        np.testing.assert_array_equal(stored(cache, seq)[:, -1], new[row, :, 0])
-    assert cache.lengths[list(cache.seqs)].tolist() == [3, 4] + [1] * 6
+        np.testing.assert_array_equal(stored(cache, seq)[:, -1], host(new)[row, :, 0])
+    assert host(cache.lengths)[list(cache.seqs)].tolist() == [3, 4] + [1] * 6
 
 
-def test_the_table_grows_with_sequences_and_tokens(tokens):
-    cache = make(300, 1, [100], tokens=tokens)
+def test_the_table_grows_with_sequences_and_tokens(tokens, filled, numbers):
+    cache = filled(300, 1, [100])
     for _ in range(40):
         cache.add()
     new = tokens(41, 2, seed=1)
     cache.append(new, new)
     assert len(set(cache.seqs)) == 41
     assert len(cache.lengths) == len(cache.page_table) >= 41
-    assert cache.lengths[list(cache.seqs)].tolist() == [102] + [2] * 40
-    np.testing.assert_array_equal(stored(cache, 0)[:, :100], tokens(1, 100)[0])
-    np.testing.assert_array_equal(stored(cache, cache.seqs[40]), new[40])
+    assert host(cache.lengths)[list(cache.seqs)].tolist() == [102] + [2] * 40
+    np.testing.assert_array_equal(stored(cache, 0)[:, :100], numbers(1, 100)[0])
+    np.testing.assert_array_equal(stored(cache, cache.seqs[40]), host(new)[40])
     cache.check()
 
 
@@ -116,8 +118,8 @@ def test_the_table_grows_with_sequences_and_tokens(tokens):
         pytest.param(20, {"lengths": [0, 0, 14]}, id="the last one only"),
     ],
 )
-def test_a_full_cache_stays_as_it_was(count, options, dtype, tokens):
-    cache = make(6, 4, [7, 5, 1], dtype=dtype, tokens=tokens)
+def test_a_full_cache_stays_as_it_was(count, options, dtype, tokens, filled):
+    cache = filled(6, 4, [7, 5, 1], dtype=dtype)
     child = cache.fork(0)
     assert cache.free_pages == 1
     options = {"seqs": [0, 1, 2], **options}
@@ -133,21 +135,21 @@ def test_a_full_cache_stays_as_it_was(count, options, dtype, tokens):
     assert cache.free_pages == 0
 
 
-def test_an_unthinkable_reserve_fails_at_once():
-    cache = make()
+def test_an_unthinkable_reserve_fails_at_once(filled):
+    cache = filled(8, 4)
     cache.add()
     with pytest.raises(cuflash.CacheFullError):
         cache.reserve(0, 2**31 - 1)
     assert cache.page_table.nbytes < 1e4
 
 
-def test_the_last_page_can_be_filled(tokens):
-    cache = make(2, 4, [4], tokens=tokens)
+def test_the_last_page_can_be_filled(tokens, filled, numbers):
+    cache = filled(2, 4, [4])
     cache.append(tokens(1, 4, seed=1), tokens(1, 4, seed=1))
     assert cache.free_pages == 0
     cache.truncate(0, 5)
     cache.append(tokens(1, 3, seed=2), tokens(1, 3, seed=2))
-    np.testing.assert_array_equal(stored(cache, 0)[:, 5:], tokens(1, 3, seed=2)[0])
+    np.testing.assert_array_equal(stored(cache, 0)[:, 5:], numbers(1, 3, seed=2)[0])
 
 
 @pytest.mark.parametrize(
@@ -164,8 +166,8 @@ def test_the_last_page_can_be_filled(tokens):
     ],
     ids=str,
 )
-def test_a_wrong_append_leaves_the_cache_as_it_was(wrong, error, tokens):
-    cache = make(8, 4, [4, 4, 1], tokens=tokens)
+def test_a_wrong_append_leaves_the_cache_as_it_was(wrong, error, tokens, filled):
+    cache = filled(8, 4, [4, 4, 1])
     new, before = tokens(3, 2, seed=1), state(cache)
     with pytest.raises(error):
         cache.append(new, new, **wrong)
@@ -181,11 +183,11 @@ def test_a_wrong_append_leaves_the_cache_as_it_was(wrong, error, tokens):
 
 @pytest.mark.parametrize("length", [1, 3, 4, 5, 8, 9])
 @pytest.mark.parametrize("writer", [0, 1])
-def test_forks_share_until_one_writes(writer, length, tokens):
-    cache = make(8, 4, [length], tokens=tokens)
+def test_forks_share_until_one_writes(writer, length, tokens, filled, numbers):
+    cache = filled(8, 4, [length])
     used = 8 - cache.free_pages
     pair = [0, cache.fork(0)]
-    assert cache.lengths[pair].tolist() == [length] * 2
+    assert host(cache.lengths)[pair].tolist() == [length] * 2
     assert pages_of(cache, pair[0]) == pages_of(cache, pair[1])
     assert cache.free_pages == 8 - used
     new = tokens(1, 2, seed=1)
@@ -194,28 +196,28 @@ def test_forks_share_until_one_writes(writer, length, tokens):
     one, other = pages_of(cache, pair[writer]), pages_of(cache, pair[1 - writer])
     assert one[:whole] == other[:whole]
     assert not set(one[whole:]) & set(other[whole:])
-    first = tokens(1, length)[0]
+    first = numbers(1, length)[0]
     np.testing.assert_array_equal(stored(cache, pair[1 - writer]), first)
     for name in "kv":
-        np.testing.assert_array_equal(stored(cache, pair[writer], name), np.concatenate([first, new[0]], axis=1))
+        np.testing.assert_array_equal(stored(cache, pair[writer], name), np.concatenate([first, host(new)[0]], axis=1))
     cache.append(new, new, seqs=[pair[1 - writer]])  # now alone in the page that was left: nothing is copied
     assert pages_of(cache, pair[1 - writer])[: len(other)] == other
     cache.check()
 
 
-def test_both_write_at_once_and_one_keeps_the_page(tokens):
-    cache = make(2, 4, [3], tokens=tokens)
+def test_both_write_at_once_and_one_keeps_the_page(tokens, filled, numbers):
+    cache = filled(2, 4, [3])
     child = cache.fork(0)
     new = tokens(2, 1, seed=1)
     cache.append(new, new)  # one page is free, and one is enough
     for row, seq in enumerate((0, child)):
-        expected = np.concatenate([tokens(1, 3)[0], new[row]], axis=1)
+        expected = np.concatenate([numbers(1, 3)[0], host(new)[row]], axis=1)
         np.testing.assert_array_equal(stored(cache, seq), expected)
     assert cache.free_pages == 0
 
 
-def test_a_tree_of_forks(tokens):
-    cache = make(20, 4, [6], tokens=tokens)
+def test_a_tree_of_forks(tokens, filled, numbers):
+    cache = filled(20, 4, [6])
     family = [0]
     for generation in range(3):
         family += [cache.fork(seq) for seq in family]
@@ -225,13 +227,13 @@ def test_a_tree_of_forks(tokens):
     assert len({pages_of(cache, seq)[0] for seq in family}) == 1
     for seq in family[1:]:
         cache.free(seq)
-        np.testing.assert_array_equal(stored(cache, 0)[:, :6], tokens(1, 6)[0])
+        np.testing.assert_array_equal(stored(cache, 0)[:, :6], numbers(1, 6)[0])
         cache.check()
     assert cache.free_pages == 20 - 3
 
 
-def test_the_scales_are_copied_with_the_page(tokens):
-    cache = make(4, 4, [3], dtype="int8", tokens=tokens)
+def test_the_scales_are_copied_with_the_page(tokens, filled):
+    cache = filled(4, 4, [3], dtype="int8")
     child = cache.fork(0)
     before = [stored(cache, 0, name) for name in ("k", "v", "k_scale", "v_scale")]
     cache.append(100 * tokens(1, 1, seed=1), 100 * tokens(1, 1, seed=1), seqs=[child])
@@ -240,23 +242,38 @@ def test_the_scales_are_copied_with_the_page(tokens):
         np.testing.assert_array_equal(stored(cache, 0, name), array)
 
 
-def test_lengths_lowered_by_hand_do_not_let_a_fork_write_into_the_other(tokens):
-    cache = make(9, 4, [12], tokens=tokens)
+@on_numpy
+def test_lengths_lowered_by_hand_do_not_let_a_fork_write_into_the_other(tokens, filled, numbers):
+    cache = filled(9, 4, [12])
     child = cache.fork(0)
     cache.lengths[child] = 2
     new = tokens(1, 9, seed=1)
     cache.append(new, new, seqs=[child])
-    np.testing.assert_array_equal(stored(cache, 0), tokens(1, 12)[0])
-    np.testing.assert_array_equal(stored(cache, child), np.concatenate([tokens(1, 12)[0][:, :2], new[0]], axis=1))
+    np.testing.assert_array_equal(stored(cache, 0), numbers(1, 12)[0])
+    expected = np.concatenate([numbers(1, 12)[0][:, :2], host(new)[0]], axis=1)
+    np.testing.assert_array_equal(stored(cache, child), expected)
     cache.check()
+
+
+@on_devices
+def test_the_host_does_not_see_such_lengths_and_the_tokens_are_dropped(backend, tokens, filled, numbers):
+    cache = filled(9, 4, [12])
+    child = cache.fork(0)
+    cache.lengths[child] = 2
+    cache.append(tokens(1, 9, seed=1), tokens(1, 9, seed=1), seqs=[child])
+    for seq, length in ((0, 12), (child, 2)):
+        np.testing.assert_array_equal(stored(cache, seq), numbers(1, 12)[0, :, :length])
+    with pytest.raises(cuflash.CacheFullError, match=rf"9 token\(s\) of row {child} were not appended"):
+        cache.check()
 
 
 # Written by hand; copies.
 
 
+@on_numpy
 @pytest.mark.parametrize("length", [-1, 9])
-def test_lengths_beyond_the_pages_are_an_error_everywhere(length, tokens):
-    cache = make(8, 4, [5, 5], tokens=tokens)
+def test_lengths_beyond_the_pages_are_an_error_everywhere(length, tokens, filled):
+    cache = filled(8, 4, [5, 5])
     cache.lengths[1] = length
     before, new = state(cache), tokens(1, 1, seed=1)
     for call in (
@@ -280,16 +297,19 @@ def test_lengths_beyond_the_pages_are_an_error_everywhere(length, tokens):
         ((1, 1), 8, "page 8 is listed, but there are 8 pages"),
     ],
 )
-def test_check_finds_a_table_changed_from_outside(where, page, fault, tokens):
-    cache = make(8, 4, [5, 5], tokens=tokens)
+def test_check_finds_a_table_changed_from_outside(where, page, fault, backend, filled):
+    """NumPy's table is the only one; on a device it is a copy."""
+    if backend.name != "numpy":
+        fault = f"row {where[0]} lists page {page} at {where[1]}, where the cache has put "
+    cache = filled(8, 4, [5, 5])
     cache.page_table[where] = page
     with pytest.raises(cuflash.ProblemError, match=f"`cache.page_table` was changed from outside: {fault}"):
         cache.check()
 
 
 @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy, lambda cache: pickle.loads(pickle.dumps(cache))])
-def test_a_copy_is_a_cache_of_its_own(duplicate, tokens):
-    original = make(8, 4, [5, 1], dtype="int8", tokens=tokens)
+def test_a_copy_is_a_cache_of_its_own(duplicate, tokens, filled):
+    original = filled(8, 4, [5, 1], dtype="int8")
     before = state(original)
     other = duplicate(original)
     assert state(other) == before
@@ -302,8 +322,8 @@ def test_a_copy_is_a_cache_of_its_own(duplicate, tokens):
     original.check()
 
 
-def test_explain_says_how_keys_are_kept(tokens):
-    cache = make(8, 4, [5], dtype="int8", tokens=tokens)
-    text = cuflash.explain(cuflash.decode, np.ones((1, 2, 3), np.float32), cache)
+def test_explain_says_how_keys_are_kept(backend, filled):
+    cache = filled(8, 4, [5], dtype="int8")
+    text = cuflash.explain(cuflash.decode, backend.asarray(np.ones((1, 2, 3), np.float32)), cache)
     assert text.startswith("decode of float32, batch (1,), hq=2, hk=2, lq=1, lk=32, d=3, dv=3\n")
     assert "int8 keys and values with scales, pages of 4 tokens" in text

@@ -6,6 +6,7 @@ shares what. After every step whatever no sequence fills is NaN in the cache, so
 
 import numpy as np
 import pytest
+from backends import host
 from conftest import TEST_LEVEL, poison
 from hypothesis import settings, stateful
 from hypothesis import strategies as st
@@ -15,7 +16,7 @@ import cuflash
 from cuflash import reference
 
 DTYPES = ("float64", "float32", "float16", "int8", "float8_e4m3fn")
-STEPS_WANTED = 5000 * TEST_LEVEL // len(DTYPES)  # of each
+EXAMPLES, STEPS_WANTED = 32 * TEST_LEVEL, 5000 * TEST_LEVEL // len(DTYPES)  # of each
 ROUNDING = {"float64": 1e-12, "float32": 1e-5, "float16": 1e-2, "int8": 1e-5, "float8_e4m3fn": 1e-5}
 MOST_SEQUENCES = 5
 VECTORS = np.random.default_rng(0).standard_normal((997, 4, 3))  # token i appears as number i modulo 997
@@ -32,7 +33,7 @@ class Sequence:
 class PagedCacheMachine(stateful.RuleBasedStateMachine):
     """See the head of this file."""
 
-    dtype = None
+    dtype = backend = None
     steps = 0
 
     @stateful.initialize(pages=st.sampled_from([40, 24, 60, 12, 5]),
@@ -41,7 +42,8 @@ class PagedCacheMachine(stateful.RuleBasedStateMachine):
     def make(self, pages, page_size, heads, prompts):
         self.hq, self.hk = heads
         self.given = np.dtype("float32" if self.dtype in ("int8", "float8_e4m3fn") else self.dtype)
-        self.cache = cuflash.PagedKVCache(pages, page_size, self.hk, 3, value_dim=2, dtype=self.dtype)
+        options = {"value_dim": 2, "dtype": self.dtype, "xp": self.backend.xp}
+        self.cache = cuflash.PagedKVCache(pages, page_size, self.hk, 3, **options)
         self.live, self.next_token = {}, 0
         poison(self.cache)
         for length in prompts:
@@ -64,7 +66,8 @@ class PagedCacheMachine(stateful.RuleBasedStateMachine):
         parent = self.live[chosen := self.choose(data)]
         seq = self.cache.fork(chosen)
         assert seq not in self.live
-        self.live[seq] = Sequence(parent.tokens, parent.pages[: self.entries(len(parent.tokens))])
+        held = self.entries(len(parent.tokens)) if self.backend.name == "numpy" else None  # on a device also reserves
+        self.live[seq] = Sequence(parent.tokens, parent.pages[:held])
 
     @precondition(lambda self: len(self.live) > 2)
     @rule(data=st.data())
@@ -93,6 +96,7 @@ class PagedCacheMachine(stateful.RuleBasedStateMachine):
         x = VECTORS[numbers].swapaxes(1, 2).astype(self.given)  # (b, 4, l, 3)
         k, v = x[:, : self.hk], x[:, 2 : 2 + self.hk, :, :2]
         moved = (k, v) if layout == "bhld" else (k.swapaxes(1, 2), v.swapaxes(1, 2))
+        moved = [self.backend.asarray(x) for x in moved]
         options = {"seqs": seqs, "lengths": counts, "layout": layout}
         missing = self.missing(zip(named, counts, strict=True))
         if len(missing) > self.cache.free_pages:
@@ -152,15 +156,17 @@ class PagedCacheMachine(stateful.RuleBasedStateMachine):
         seqs = None if data.draw(st.booleans()) else [self.choose(data) for _ in range(data.draw(st.integers(1, 3)))]
         named = list(self.live) if seqs is None else seqs
         q = VECTORS[np.arange(len(named) * lq).reshape(len(named), lq)].swapaxes(1, 2)[:, : self.hq].astype(self.given)
+        moved = self.backend.asarray(q)
         options = {"window": None if window is None else (window, 0), "causal": causal}
         if any(self.sees_trimmed(seq, lq, window) for seq in named):
-            self.fails(cuflash.ProblemError, lambda: cuflash.decode(q, self.cache, seqs=seqs, **options))
+            looking = {"validate": True} if self.backend.name != "numpy" else {}
+            self.fails(cuflash.ProblemError, lambda: cuflash.decode(moved, self.cache, seqs=seqs, **looking, **options))
             return
-        found = cuflash.decode(q, self.cache, seqs=seqs, return_lse=True, **options)
+        found = cuflash.decode(moved, self.cache, seqs=seqs, return_lse=True, **options)
         expected = reference.decode(q, self.contiguous(named), return_lse=True, **options)
         for one, right in zip(found, expected, strict=True):
             rounding = ROUNDING[self.dtype]
-            np.testing.assert_allclose(one.astype(float), right, rtol=rounding, atol=rounding)
+            np.testing.assert_allclose(host(one).astype(float), right, rtol=rounding, atol=rounding)
 
     # The model.
 
@@ -209,14 +215,15 @@ class PagedCacheMachine(stateful.RuleBasedStateMachine):
 
     def gather(self, seq, name):
         """Keys or values of a sequence through the page table, (length, hk, dim); what was trimmed is left out."""
-        cache, length = self.cache, int(self.cache.lengths[seq])
-        size, codes, scale = cache.page_size, getattr(cache, name), getattr(cache, f"{name}_scale")
+        cache, length, table = self.cache, int(host(self.cache.lengths)[seq]), host(self.cache.page_table)
+        size, scale = cache.page_size, getattr(cache, f"{name}_scale")
+        codes = host(getattr(cache, name)).view(cache.dtype)
         found = []
         for i in range(length):
-            page = int(cache.page_table[seq, i // size])
+            page = int(table[seq, i // size])
             if page >= 0:
                 token = codes[page, i % size].astype(float)
-                found.append(token if scale is None else token * scale[page, i % size].astype(float)[:, None])
+                found.append(token if scale is None else token * host(scale)[page, i % size].astype(float)[:, None])
         return found
 
     def sees_trimmed(self, seq, lq, window):
@@ -239,7 +246,7 @@ class PagedCacheMachine(stateful.RuleBasedStateMachine):
     def state(self):
         cache = self.cache
         arrays = (cache.k, cache.v, cache.k_scale, cache.v_scale, cache.lengths, cache.page_table)
-        return [x.tobytes() for x in arrays if x is not None] + [cache.seqs, cache.free_pages]
+        return [host(x).tobytes() for x in arrays if x is not None] + [cache.seqs, cache.free_pages]
 
     def fails(self, error, call):
         """A call that cannot be done says so, and leaves every byte as it was."""
@@ -253,11 +260,11 @@ class PagedCacheMachine(stateful.RuleBasedStateMachine):
         if not hasattr(self, "cache"):
             return
         type(self).steps += 1
-        cache, table = self.cache, self.cache.page_table
+        cache, table = self.cache, host(self.cache.page_table)
         assert cache.seqs == tuple(self.live)
         pages = {}  # of the model's, by number: the same page everywhere, and no other one twice
         for seq, model in self.live.items():
-            assert cache.lengths[seq] == len(model.tokens)
+            assert host(cache.lengths)[seq] == len(model.tokens)
             row = table[seq].tolist()
             assert row[len(model.pages) :] == [-1] * (len(row) - len(model.pages))
             for number, page in zip(row, model.pages, strict=False):
@@ -282,20 +289,22 @@ class PagedCacheMachine(stateful.RuleBasedStateMachine):
         cache = self.cache
         filled = np.zeros((cache.pages, cache.page_size), bool)
         for seq in cache.seqs:
-            i = np.arange(cache.lengths[seq])
-            pages = cache.page_table[seq, i // cache.page_size]
+            i = np.arange(host(cache.lengths)[seq])
+            pages = host(cache.page_table)[seq, i // cache.page_size]
             filled[pages[pages >= 0], i[pages >= 0] % cache.page_size] = True
+        rest = self.backend.asarray(~filled)
         for codes, scale in ((cache.k, cache.k_scale), (cache.v, cache.v_scale)):
             if scale is None:
-                codes[~filled] = np.nan
+                codes[rest] = np.nan
             else:
-                codes.view(np.uint8)[~filled] = 0x7F
-                scale[~filled] = np.nan
+                codes.view(np.uint8)[rest] = 0x7F
+                scale[rest] = np.nan
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_any_sequence_of_operations(dtype):
+def test_any_sequence_of_operations(dtype, backend):
     pytest.importorskip("ml_dtypes")
-    machine = type(f"Machine_{dtype}", (PagedCacheMachine,), {"dtype": dtype, "steps": 0})
-    stateful.run_state_machine_as_test(machine, settings=settings(max_examples=32 * TEST_LEVEL, stateful_step_count=50))
-    assert machine.steps >= STEPS_WANTED
+    machine = type(f"Machine_{dtype}", (PagedCacheMachine,), {"dtype": dtype, "backend": backend, "steps": 0})
+    examples = backend.examples(EXAMPLES)
+    stateful.run_state_machine_as_test(machine, settings=settings(max_examples=examples, stateful_step_count=50))
+    assert machine.steps >= STEPS_WANTED * examples // EXAMPLES

@@ -9,6 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from backends import on_numpy
 
 import cuflash
 
@@ -85,6 +86,7 @@ def bits(backend, call):
     return [backend.to_numpy(x).tobytes() for x in call()]
 
 
+@on_numpy
 @pytest.mark.parametrize("name", NAMES)
 def test_bits_are_the_same_for_any_number_of_threads(name, calls, backend, monkeypatch):
     before = blas_threads()
@@ -99,6 +101,7 @@ def test_bits_are_the_same_for_any_number_of_threads(name, calls, backend, monke
     assert list(calls) == NAMES
 
 
+@on_numpy
 def test_four_callers_at_once(calls, backend, monkeypatch):
     """Each gets the bits it gets alone, and BLAS has its threads again afterwards."""
     monkeypatch.setenv("CUFLASH_NUM_THREADS", "1")
@@ -128,6 +131,7 @@ def test_four_callers_at_once(calls, backend, monkeypatch):
     assert blas_threads() == before
 
 
+@on_numpy
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_a_limit_of_the_callers_own_is_kept(count, calls, backend):
     """What a caller has set for BLAS is set again, not the number BLAS began with."""
@@ -136,10 +140,11 @@ def test_a_limit_of_the_callers_own_is_kept(count, calls, backend):
         assert set(blas_threads()) == {count}
 
 
+@on_numpy
 @pytest.mark.parametrize("where", ["everywhere", "in a helper alone"])
 def test_an_error_inside_a_thread_reaches_the_caller(where, calls, backend, monkeypatch):
     """And leaves everything fit for the next call."""
-    query_block = numpy_backend_module(backend, "scores").QueryBlock
+    query_block = numpy_module("scores").QueryBlock
     monkeypatch.setenv("CUFLASH_NUM_THREADS", "3")
     expected, before = bits(backend, calls["many tiles"]), blas_threads()
     right, caller, failed = query_block.center, threading.get_ident(), threading.Event()
@@ -159,9 +164,7 @@ def test_an_error_inside_a_thread_reaches_the_caller(where, calls, backend, monk
     assert bits(backend, calls["many tiles"]) == expected
 
 
-def numpy_backend_module(backend, name):
-    if backend.name != "numpy":
-        pytest.skip("about the NumPy backend's own threads")
+def numpy_module(name):
     return importlib.import_module(f"cuflash._numpy.{name}")
 
 
@@ -170,10 +173,11 @@ def run_in_thread(function):
         return executor.submit(function).result(timeout=60)
 
 
+@on_numpy
 @pytest.mark.parametrize("run", [lambda function: function(), run_in_thread], ids=["this thread", "another thread"])
 def test_blas_is_held_to_one_thread_whoever_calls(run, calls, backend):
     """BLAS on several threads inside each of several threads is a hundred times slower."""
-    guard = numpy_backend_module(backend, "threads").one_thread_blas
+    guard = numpy_module("threads").one_thread_blas
     bits(backend, calls["many tiles"])
     with threadpoolctl.threadpool_limits(2, user_api="blas"):
         before = blas_threads()
@@ -186,6 +190,7 @@ def test_blas_is_held_to_one_thread_whoever_calls(run, calls, backend):
         assert blas_threads() == before
 
 
+@on_numpy
 @pytest.mark.parametrize("run", [lambda function: function(), run_in_thread], ids=["this thread", "another thread"])
 def test_others_can_still_limit_blas(run, calls, backend):
     """threadpoolctl lets one thread at a time set limits; no call may keep that right to itself."""
@@ -198,6 +203,7 @@ def test_others_can_still_limit_blas(run, calls, backend):
     assert set(run(limited)) == {1}
 
 
+@on_numpy
 @pytest.mark.parametrize("count", ["0", "-1", "two", "1.5", "1,2"])
 def test_a_wrong_number_of_threads_is_an_error(count, backend, normal, monkeypatch):
     monkeypatch.setenv("CUFLASH_NUM_THREADS", count)
@@ -206,6 +212,7 @@ def test_a_wrong_number_of_threads_is_an_error(count, backend, normal, monkeypat
         cuflash.attention(x, x, x)
 
 
+@on_numpy
 def test_the_number_of_threads_is_taken_from_the_environment(backend, normal, monkeypatch):
     x = backend.asarray(np.broadcast_to(normal(1, 1), (4096, 64)))
     for count in (1, 3):

@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given
+from backends import anything, on_numpy
 from hypothesis import strategies as st
 
 import cuflash
@@ -54,8 +54,8 @@ def run(backend, check, normal):
         dlse = normal(hq, total_q, dtype="float64" if q.dtype == np.float64 else "float32", seed=99)
         views = [views] * 3 if isinstance(views, str) else views
         dout_, q_, k_, v_ = check.move((dout, q, k, v), (views[0], *views))
-        starts = backend.asarray(q_starts), backend.asarray(kv_starts)
-        moved = check.move_options(options)
+        starts = backend.give(q_starts), backend.give(kv_starts)
+        moved = backend.give(options)
         out_, lse_ = cuflash.attention_varlen(q_, k_, v_, *starts, return_lse=True, **moved)
         out, lse = backend.to_numpy(out_), backend.to_numpy(lse_)
         assert (out.shape, out.dtype) == (dout.shape, q.dtype)
@@ -76,9 +76,7 @@ def run(backend, check, normal):
     return held
 
 
-# Options.
-
-
+@pytest.mark.pairs
 @pytest.mark.parametrize("tiles", ["tuned", "small"])
 def test_each_option(option, dtype, tiles, run, backend, make_pack, pack_options):
     with backend.tiles(tiles):
@@ -91,8 +89,8 @@ def test_each_pair_of_options(option_pair, run, backend, make_pack, pack_options
         run(*make_pack(*lengths), **pack_options(option_pair, *lengths, 4, "float32"))
 
 
-def test_each_option_over_several_tuned_tiles(option, run, make_pack, pack_options):
-    lengths = [301, 20, 0], [1025, 300, 40]
+def test_each_option_over_several_tuned_tiles(option, run, backend, make_pack, pack_options):
+    lengths = [backend.length(301), 20, 0], [backend.length(1025), backend.length(300), 40]
     run(*make_pack(*lengths, hq=2, hk=1), **pack_options([option], *lengths, 2, "float32"))
 
 
@@ -120,7 +118,7 @@ def test_bias_gradient_where_the_longest_length_is_none_or_one(lq, lk, shape, ru
 
 
 @pytest.mark.parametrize("kind", ["list", "tuple", "int32", "uint8", "uint64", "strided"])
-def test_kinds_of_starts_and_numbers(kind, run, backend, make_pack, same_bytes):
+def test_kinds_of_starts_and_numbers(kind, run, make_pack, same_bytes):
     q, k, v, *starts = make_pack([5, 0, 9], [7, 2, 6])
     expected, _, _ = run(q, k, v, *starts, causal=True)
     make = {"list": list, "tuple": tuple, "strided": lambda x: np.repeat(x, 2)[::2]}
@@ -131,7 +129,7 @@ def test_kinds_of_starts_and_numbers(kind, run, backend, make_pack, same_bytes):
     run(q, k, v, *starts, kv_lengths=np.array([2]), q_offset=-1, window=2)
 
 
-def test_positions_are_counted_in_each_member_alone(run, backend, make_pack):
+def test_positions_are_counted_in_each_member_alone(run, make_pack):
     """Causal, by default, shows a member's last query all of its keys, and its first one lk - lq + 1 of them."""
     q, k, v, *starts = make_pack([2, 3, 4], [4, 3, 1], hq=1, hk=1, d=1)
     _, lse, _ = run(0 * q, k, v, *starts, causal=True)
@@ -154,7 +152,8 @@ def test_positions_are_counted_in_each_member_alone(run, backend, make_pack):
     ],
 )
 @pytest.mark.parametrize("causal", [False, True])
-def test_lengths(lq, lk, causal, run, make_pack):
+def test_lengths(lq, lk, causal, run, backend, make_pack):
+    lq, lk = ([backend.length(length) for length in each] for each in (lq, lk))
     out, lse, grads = run(*make_pack(lq, lk), causal=causal)
     blind = np.repeat(np.array(lk, int) == 0, lq)
     assert not out[blind].any()
@@ -163,7 +162,7 @@ def test_lengths(lq, lk, causal, run, make_pack):
 
 
 def test_many_members(run, backend, make_pack):
-    lengths = np.random.default_rng(0).integers(0, 40, size=(2, 60)).tolist()
+    lengths = np.random.default_rng(0).integers(0, backend.length(40), size=(2, backend.examples(60))).tolist()
     run(*make_pack(*lengths), causal=True)
     with backend.tiles("small"):
         run(*make_pack(*lengths), causal=True, sinks=np.ones(4, np.float32))
@@ -182,7 +181,7 @@ def test_views(view, run, make_pack):
         run(*pack, views=views, causal=True)
 
 
-@given(data=st.data())
+@anything(data=st.data())
 def test_any_pack(run, backend, check_same, data):
     draw = data.draw
     n, hk, group = draw(st.integers(0, 5)), draw(st.integers(1, 2)), draw(st.integers(1, 3))
@@ -234,7 +233,7 @@ def test_nothing_of_other_members_is_read(m, tiles, backend, make_pack, normal, 
     own = (slice(m, m + 1), slice(None), slice(LENGTHS[0][m]), slice(kv_lengths[m]))
     clean = [normal(*q.shape, seed=7), q, k, v, normal(6, 4, 45, 61), np.asarray(normal(6, 1, 45, 61) > -1)]
     poisoned = [poison(x, keep) for x, keep in zip(clean, (rows, rows, keys, keys, own, own), strict=True)]
-    found = []
+    starts, found = [backend.asarray(x) for x in starts], []
     for arrays in (clean, poisoned):
         dout, *operands, bias, mask = map(backend.asarray, arrays)
         options = {"causal": True, "bias": bias, "mask": mask, "kv_lengths": backend.asarray(kv_lengths)}
@@ -282,6 +281,7 @@ def test_whole_numbers_come_out_exactly(dtype, backend):
     q, k = np.ones((16, 2, 3)), np.ones((15, 2, 3))
     expected = np.repeat(np.add.reduceat(v, kv_starts[:-1]) / sizes[:, None, None], 4, axis=0)
     q, k, v = (backend.asarray(x.astype(dtype)) for x in (q, k, v))
+    q_starts, kv_starts = backend.asarray(q_starts), backend.asarray(kv_starts)
     out, lse = cuflash.attention_varlen(q, k, v, q_starts, kv_starts, scale=0, return_lse=True)
     np.testing.assert_array_equal(backend.to_numpy(out), expected)
     np.testing.assert_allclose(backend.to_numpy(lse), np.broadcast_to(np.repeat(np.log(sizes), 4), (2, 16)), rtol=1e-6)
@@ -291,9 +291,10 @@ def test_whole_numbers_come_out_exactly(dtype, backend):
 
 def test_sums_over_members_are_rounded_once(backend, make_pack, normal):
     """The float16 gradients of bias and sinks are the float32 ones, rounded: not a sum of 300 rounded numbers."""
-    q, k, v, *starts = make_pack([2] * 300, [3] * 300, dtype="float16")
-    dout = backend.asarray(normal(600, 4, 8, dtype="float16", seed=5) + np.float16(2))
-    q, k, v = map(backend.asarray, (q, k, v + np.float16(1)))
+    members = backend.examples(300)
+    q, k, v, *starts = make_pack([2] * members, [3] * members, dtype="float16")
+    dout = backend.asarray(normal(2 * members, 4, 8, dtype="float16", seed=5) + np.float16(2))
+    q, k, v, *starts = map(backend.asarray, (q, k, v + np.float16(1), *starts))
     found = []
     for dtype in (np.float16, np.float32):
         options = {"bias": backend.asarray(np.zeros((4, 1, 3), dtype)), "sinks": backend.asarray(np.zeros(4, dtype))}
@@ -307,8 +308,8 @@ def test_sums_over_members_are_rounded_once(backend, make_pack, normal):
 
 
 def test_out_and_lse_out_are_filled_and_given_back(dtype, backend, make_pack, same_bytes):
-    q, k, v, *starts = make_pack(*LENGTHS, dv=3, dtype=dtype)
-    moved = [backend.asarray(x) for x in (q, k, v)]
+    *moved, q_starts, kv_starts = [backend.asarray(x) for x in make_pack(*LENGTHS, dv=3, dtype=dtype)]
+    starts = q_starts, kv_starts
     expected, expected_lse = cuflash.attention_varlen(*moved, *starts, return_lse=True)
     out = backend.asarray(np.full(expected.shape[::-1], np.nan, dtype)).T  # strided
     lse = backend.asarray(np.full(expected_lse.shape[::-1], np.nan, expected_lse.dtype)).T
@@ -323,6 +324,7 @@ def test_out_and_lse_out_are_filled_and_given_back(dtype, backend, make_pack, sa
 
 def test_results_take_the_memory_order_of_their_operands(backend, make_pack):
     *arrays, q_starts, kv_starts = make_pack(*LENGTHS, dv=5)
+    q_starts, kv_starts = backend.asarray(q_starts), backend.asarray(kv_starts)
     plain = cuflash.attention_varlen(*map(backend.asarray, arrays), q_starts, kv_starts)
     assert plain.flags.c_contiguous
     turned = [backend.asarray(x.swapaxes(0, 1).copy()).swapaxes(0, 1) for x in arrays]
@@ -337,11 +339,12 @@ def test_results_take_the_memory_order_of_their_operands(backend, make_pack):
     "wrong", [{"kv_lengths": 10}, {"mask": np.ones((3, 3))}, {"window": -1}, {"softcap": 0.0}], ids=str
 )
 def test_an_error_writes_nothing(wrong, backend, make_pack):
-    q, k, v, *starts = make_pack(*LENGTHS)
+    *operands, q_starts, kv_starts = make_pack(*LENGTHS)
+    pack = *map(backend.asarray, operands), q_starts.tolist(), kv_starts.tolist()
     arrays = {"out": np.full((102, 4, 8), 7, np.float32), "lse_out": np.full((4, 102), 7, np.float32)}
     arrays = {name: backend.asarray(array) for name, array in arrays.items()}
     with pytest.raises((ValueError, TypeError)):
-        cuflash.attention_varlen(*map(backend.asarray, (q, k, v)), *starts, **arrays | wrong)
+        cuflash.attention_varlen(*pack, **arrays | backend.give(wrong))
     assert all((backend.to_numpy(array) == 7).all() for array in arrays.values())
 
 
@@ -358,15 +361,12 @@ def test_operands_are_left_as_they_were(backend, make_pack, pack_options, normal
         same_bytes(backend.to_numpy(array), copy)
 
 
-# Threads and memory.
-
-
 @pytest.mark.parametrize("tiles", ["tuned", "small"])
 def test_bits_do_not_depend_on_threads(tiles, backend, make_pack, normal, monkeypatch, same_bytes):
     rng = np.random.default_rng(3)
-    q, k, v, *starts = make_pack(*rng.integers(0, 70, size=(2, 16)).tolist())
-    options = {"sinks": normal(4), "bias": normal(1, int(np.diff(starts[0]).max()), int(np.diff(starts[1]).max()))}
-    options = {name: backend.asarray(array) for name, array in options.items()}
+    lengths = rng.integers(0, 70, size=(2, 16)).tolist()
+    q, k, v, *starts = map(backend.asarray, make_pack(*lengths))
+    options = backend.give({"sinks": normal(4), "bias": normal(1, *map(max, lengths))})
     found = []
     for threads in ("1", "2", "5", "2"):
         monkeypatch.setenv("CUFLASH_NUM_THREADS", threads)
@@ -379,6 +379,7 @@ def test_bits_do_not_depend_on_threads(tiles, backend, make_pack, normal, monkey
             same_bytes(one, other)
 
 
+@on_numpy
 @pytest.mark.parametrize(
     ("lengths", "bias"),
     [
@@ -388,10 +389,8 @@ def test_bits_do_not_depend_on_threads(tiles, backend, make_pack, normal, monkey
     ],
 )
 def test_memory_above_inputs(lengths, bias, backend, make_pack, normal):
-    if backend.name != "numpy":
-        pytest.skip("tracemalloc follows NumPy's memory alone")
-    q, k, v, *starts = make_pack(lengths, lengths, hq=1, hk=1)
-    options = {"bias": np.asarray(normal(*bias)), "causal": True}
+    q, k, v, *starts = map(backend.asarray, make_pack(lengths, lengths, hq=1, hk=1))
+    options = {"bias": backend.asarray(np.asarray(normal(*bias))), "causal": True}
     tracemalloc.start()
     out, lse = cuflash.attention_varlen(q, k, v, *starts, **options, return_lse=True)
     cuflash.attention_varlen_backward(out, q, k, v, out, lse, *starts, **options)

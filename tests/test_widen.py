@@ -9,9 +9,7 @@ EVERY = np.arange(2**16, dtype=np.uint16).view(np.float16)
 
 
 @pytest.fixture
-def widen(backend):
-    if backend.name != "numpy":
-        pytest.skip("about a detail of the NumPy backend")
+def widen():
     return importlib.import_module("cuflash._numpy.widen").widen
 
 
