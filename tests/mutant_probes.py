@@ -1,0 +1,331 @@
+"""Small calls of the public functions on the emulator, each held against the reference: what tests/mutants.py breaks.
+
+Tiles are the smallest there are, so that 40 keys have several, and every launch runs with all checks of the machine.
+"""
+
+import re
+import shutil
+import tempfile
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from backends import EmulatorBackend, host
+from emulator import memory
+from emulator.device_array import DeviceArray
+from emulator.runtime import Finding
+from mutants import MUTANTS
+
+import cuflash
+from cuflash import _sources, reference
+
+
+class Wrong(AssertionError):
+    """A result differs from the reference."""
+
+
+class Stale(AssertionError):
+    """A kernel was not that of the sources as they are."""
+
+
+class Probe:
+    """What the calls need of a backend. `patch` is undone after the probe."""
+
+    def __init__(self, root, folder, patch):
+        self.root, self.folder, self.patch = root, folder, patch
+        self.rng = np.random.default_rng(0)
+        patch.setattr(_sources, "folder", lambda: root)
+        self.forget()
+
+    def forget(self):
+        """As a new process: no kernel is loaded yet."""
+        self.backend = EmulatorBackend(self.folder)
+
+    def normal(self, *shape):
+        return self.rng.standard_normal(shape, dtype=np.float32)
+
+    def qkv(self, b, hq, hk, lq, lk, d=40, dv=9):
+        return self.normal(b, hq, lq, d), self.normal(b, hk, lk, d), self.normal(b, hk, lk, dv)
+
+    def move(self, options):
+        return {name: self.backend.asarray(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+
+    def hold(self, found, right):
+        """Results of a few dozen numbers, equal but for rounding."""
+        for one, other in zip(map(host, found), right, strict=True):
+            rounding = 1e-2 if one.dtype == np.float16 else 1e-4
+            same = np.isclose(one, other, rounding, rounding)
+            if one.shape != other.shape or not same.all():
+                raise Wrong(f"{np.sum(~same)} of {same.size} numbers differ from the reference: {one[~same]}")
+
+    def attention(self, q, k, v, **options):
+        found = cuflash.attention(*map(self.backend.asarray, (q, k, v)), return_lse=True, **self.move(options))
+        self.hold(found, reference.attention(q, k, v, return_lse=True, **options))
+
+    def gradients(self, q, k, v, dlse=None, **options):
+        moved, moved_options = list(map(self.backend.asarray, (q, k, v))), self.move(options)
+        results = cuflash.attention(*moved, return_lse=True, **moved_options)
+        dout = self.normal(*results[0].shape)
+        moved_dlse = None if dlse is None else self.backend.asarray(dlse)
+        moved.insert(0, self.backend.asarray(dout))
+        grads = cuflash.attention_backward(*moved, *results, dlse=moved_dlse, **moved_options)
+        right = reference.attention_backward(dout, q, k, v, dlse=dlse, **options)
+        self.hold([x for x in grads if x is not None], [x for x in right if x is not None])
+
+    def same(self, cache, model, names):
+        """A cache on the device against one on the host, bit by bit."""
+        for name in names:
+            one, other = host(getattr(cache, name)), getattr(model, name)
+            if one.tobytes() != other.astype(one.dtype).tobytes():
+                raise Wrong(f"{name} is not that of the host: {one[one != other]}")
+
+    def decode(self, q, cache, model, splits=None, **options):
+        found = cuflash.decode(self.backend.asarray(q), cache, splits=splits, return_lse=True, **self.move(options))
+        self.hold(found, reference.decode(q, model, return_lse=True, **options))
+
+
+def forward(p):
+    """Tails of queries, keys and columns, two chunks of features, grouped heads."""
+    p.attention(*p.qkv(1, 6, 2, 21, 37))
+
+
+def masked(p):
+    """Windows that begin and end inside tiles, at their edges, and leave whole ones out."""
+    q, k, v = p.qkv(1, 1, 1, 32, 48)
+    p.attention(q, k, v, causal=True)
+    p.attention(q, k, v, window=(15, 0))
+    p.attention(q, k, v, window=(3, 5))
+
+
+def empty_rows(p):
+    """Queries before the first key, and a sequence without keys."""
+    q, k, v = p.qkv(2, 1, 1, 20, 18)
+    p.attention(q, k, v, causal=True)
+    p.attention(q, k, v, kv_lengths=np.array([0, 5]))
+
+
+def far(p):
+    """Heads, and rows, 4.8 GB from the first to the last: more elements than int32 counts."""
+    step = 1_200_000_000
+    q, k, v = (x.astype(np.float16) for x in p.qkv(1, 1, 1, 3, 3))
+    wide = memory.empty(2 * step + k.size, np.float16, "keys", memory.SPARSE)
+    rows = np.ndarray(k.shape, k.dtype, wide, strides=(0, 0, 2 * step, 2))
+    rows[...] = k
+    for near_q, far_k, near_v in ((q, rows, v), (x.swapaxes(1, 2) for x in (q, rows, v))):
+        arrays = p.backend.asarray(near_q), DeviceArray(far_k), p.backend.asarray(near_v)
+        p.hold([cuflash.attention(*arrays)], [reference.attention(near_q, far_k, near_v)])
+
+
+def options(p):
+    """All that changes a score, and sinks."""
+    q, k, v = p.qkv(1, 2, 1, 20, 24, d=8)
+    slopes = np.array([0.5, 0.25])
+    p.attention(q, k, v, softcap=1.5, bias=p.normal(1, 2, 20, 24), sinks=np.array([0.5, -1.0], np.float32))
+    p.attention(q, k, v, softcap=1.5, bias=cuflash.Alibi(slopes), mask=p.rng.random((20, 24)) < 0.6)
+
+
+def gradients(p):
+    """Grouped heads, tails, windows that leave tiles out; then softcap and the gradient of the lse."""
+    q, k, v = p.qkv(1, 4, 2, 37, 40)
+    p.gradients(q, k, v, causal=True)
+    p.gradients(q, k, v, window=(6, 3), softcap=1.5, dlse=p.normal(1, 4, 37))
+
+
+def broadcast(p):
+    """Gradients of what several rows, heads and entries share, and of sinks."""
+    q, k, v = p.normal(2, 3, 2, 1, 20, 8), p.normal(1, 3, 1, 1, 24, 8), p.normal(1, 3, 1, 1, 24, 9)
+    p.gradients(q, k, v, bias=p.normal(20, 24), sinks=p.normal(1))
+    p.gradients(q, k, v, bias=p.normal(3, 1, 1, 1, 24), sinks=p.normal(1))
+
+
+def packed(p):
+    """Members that end inside tiles, one without queries."""
+    q, k, v = p.normal(40, 2, 8), p.normal(53, 1, 8), p.normal(53, 1, 9)
+    starts = np.array([0, 5, 5, 40]), np.array([0, 20, 23, 53])
+    moved = [p.backend.asarray(x) for x in (q, k, v, *starts)]
+    found = cuflash.attention_varlen(*moved, causal=True, return_lse=True)
+    p.hold(found, reference.attention_varlen(q, k, v, *starts, causal=True, return_lse=True))
+
+
+def weights(p):
+    """A mask, rows that see nothing or only scores of -inf, tiles in which nothing is seen."""
+    q, k, _ = p.qkv(1, 2, 1, 40, 37)
+    bias = p.normal(40, 37)
+    bias[3] = bias[:, 5] = -np.inf
+    for given in ({"causal": True}, {"mask": p.rng.random((40, 37)) < 0.6, "causal": True}, {"bias": bias}):
+        found = cuflash.attention_weights(p.backend.asarray(q), p.backend.asarray(k), **p.move(given))
+        p.hold([found], [reference.attention_weights(q, k, **given)])
+
+
+def no_features(p):
+    """No products, and none of their barriers."""
+    q, k, v = p.qkv(1, 2, 1, 40, 37, d=0)
+    found = cuflash.attention_weights(p.backend.asarray(q), p.backend.asarray(k))
+    p.hold([found], [reference.attention_weights(q, k)])
+    p.gradients(q, k, v)
+
+
+def merge(p):
+    """Five stacked parts of more columns than a warp takes at once; some saw nothing and hold NaN."""
+    outs, lses = p.normal(5, 1, 2, 3, 150), p.normal(5, 1, 2, 3)
+    p.hold(cuflash.merge(p.backend.asarray(outs), p.backend.asarray(lses)), reference.merge(outs, lses))
+    lses[:, 0, 0, 0] = lses[2] = -np.inf
+    right = reference.merge(outs, lses)
+    outs[lses == -np.inf] = np.nan
+    p.hold(cuflash.merge(p.backend.asarray(outs), p.backend.asarray(lses)), right)
+
+
+def decode(p):
+    """Parts, more queries than tokens, sinks, a window; twice, since tickets must be as they were."""
+    lengths = np.array([70, 0, 1, 33])
+    cache, model = both(p, cuflash.KVCache, 4, 100, 2, 40, value_dim=9, dtype="float32")
+    fill(p, cache, model, lengths)
+    few, more = p.normal(4, 4, 1, 40), p.normal(4, 4, 3, 40)
+    for _ in range(2):
+        p.decode(few, cache, model)
+    p.decode(few, cache, model, splits=3, sinks=p.normal(4))
+    p.decode(more, cache, model, window=(33, None), splits=3, sinks=p.normal(4))
+    p.decode(more, cache, model, causal=False)
+
+
+def decode_wide(p):
+    """Values of two chunks."""
+    cache, model = both(p, cuflash.KVCache, 2, 80, 1, 8, value_dim=70, dtype="float32")
+    fill(p, cache, model, np.array([70, 3]))
+    p.decode(p.normal(2, 2, 1, 8), cache, model)
+
+
+def decode_pages(p):
+    """Sequences in pages of 5 tokens."""
+    cache, model = both(p, cuflash.PagedKVCache, 40, 5, 2, 8, dtype="float32")
+    for _ in range(3):
+        cache.add(), model.add()
+    fill(p, cache, model, np.array([37, 5, 12]))
+    p.decode(p.normal(3, 4, 1, 8), cache, model)
+
+
+def decode_codes(p):
+    """Keys and values of one byte."""
+    cache, model = both(p, cuflash.KVCache, 2, 40, 2, 8, dtype="int8")
+    fill(p, cache, model, np.array([37, 5]))
+    p.decode(p.normal(2, 4, 1, 8), cache, model)
+
+
+def both(p, kind, *sizes, **options):
+    """A cache on the device and one on the host."""
+    like = p.backend.asarray(np.zeros(1, np.float32))
+    return kind(*sizes, like=like, **options), kind(*sizes, **options)
+
+
+def fill(p, cache, model, lengths):
+    """The same new tokens for both."""
+    b, hk, d = len(lengths), *model.k.shape[-2:]
+    k, v = p.normal(b, hk, lengths.max(), d), p.normal(b, hk, lengths.max(), model.value_dim)
+    if model.k_scale is not None:
+        k[0, :, 0], v[0, :, 1] = 0, 1e-37
+    cache.append(p.backend.asarray(k), p.backend.asarray(v), lengths=p.backend.asarray(lengths))
+    model.append(k, v, lengths=lengths)
+
+
+def append(p):
+    """Twice, ragged, by several blocks; then more than there is room for, since the lengths were written by hand."""
+    cache, model = both(p, cuflash.KVCache, 3, 40, 2, 5, dtype="float32")
+    for array in (cache.k, cache.v):
+        array.fill(0)
+    for array in (model.k, model.v):
+        array[...] = 0
+    fill(p, cache, model, np.array([20, 3, 11]))
+    fill(p, cache, model, np.array([1, 17, 0]))
+    p.same(cache, model, ("k", "v", "lengths"))
+    host(cache.lengths)[...] = 39, 20, 11
+    new = p.backend.asarray(p.normal(3, 2, 3, 5))
+    cache.append(new, new)
+    model.lengths = np.array([40, 23, 14])
+    p.same(cache, model, ("lengths",))
+
+
+def append_codes(p):
+    """Codes and scales are those of the host, bit by bit."""
+    cache, model = both(p, cuflash.KVCache, 2, 40, 2, 5, dtype="int8")
+    for array in (cache.k, cache.v, cache.k_scale, cache.v_scale):
+        array.fill(0)
+    for array in (model.k, model.v, model.k_scale, model.v_scale):
+        array[...] = 0
+    fill(p, cache, model, np.array([20, 3]))
+    p.same(cache, model, ("k", "v", "k_scale", "v_scale", "lengths"))
+
+
+def fork(p):
+    """Two sequences share a page of 45 * 4 bytes until one of them goes on."""
+    cache, model = both(p, cuflash.PagedKVCache, 9, 5, 1, 9, dtype="float32")
+    for one in (cache, model):
+        one.add()
+    fill(p, cache, model, np.array([13]))
+    for one in (cache, model):
+        one.fork(one.seqs[0])
+    fill(p, cache, model, np.array([3, 0]))
+    p.decode(p.normal(2, 1, 1, 9), cache, model)
+
+
+def rotary(p):
+    """Both kinds of pairs."""
+    x, positions = p.normal(1, 3, 5, 12), np.arange(5) * 7
+    for interleaved in (False, True):
+        found = cuflash.rotary(p.backend.asarray(x), p.backend.asarray(positions), interleaved=interleaved, dim=8)
+        p.hold([found], [reference.rotary(x, positions, interleaved=interleaved, dim=8)])
+
+
+def edited_header(p):
+    """A header is edited between two processes that share a cache."""
+    p.patch.setenv("CUFLASH_CACHE_DIR", str(p.root / "cache"))
+    forward(p)
+    header = p.root / "attention" / "online_softmax.cuh"
+    header.write_text(header.read_text().replace("A(0) : o / sum[r]", "A(0) : o"))
+    p.forget()
+    try:
+        forward(p)
+    except Wrong:
+        return
+    raise Stale("the kernel is still that of the header as it was")
+
+
+def outcome(name, folder):
+    """What was wrong ("wrong", "stale" or kinds of findings; nothing where all was right) and what was told of it.
+
+    `name` is a mutant's, or a probe's for the sources as they are.
+    """
+    mutant = next((one for one in MUTANTS if one.name == name), None)
+    with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as scratch:
+        patch.setenv("CUFLASH_CACHE_DIR", str(Path(folder, "mutants")))
+        patch.delenv("CUFLASH_CUBIN_DIR", raising=False)
+        root = Path(shutil.copytree(_sources.folder(), Path(scratch, "rawkernels")))
+        if mutant is not None:
+            plant(mutant, root, patch)
+        try:
+            probe = Probe(root, folder, patch)
+            with probe.backend.tiles("small"):
+                globals()[name if mutant is None else mutant.probe](probe)
+        except Finding as error:
+            return re.findall(r"^\[([a-z-]+)\] ", str(error), re.MULTILINE), str(error)
+        except (Wrong, Stale) as error:
+            return [type(error).__name__.lower()], str(error)
+    return [], ""
+
+
+def place(mutant, root):
+    """The file that a mutant changes."""
+    return Path(_sources.__file__) if mutant.file == "_sources.py" else root / mutant.file
+
+
+def plant(mutant, root, patch):
+    """Change a copy of the kernels, or the loader."""
+    path = place(mutant, root)
+    text = path.read_text(encoding="utf-8").replace(mutant.old, mutant.new)
+    if path.suffix != ".py":
+        path.write_text(text, encoding="utf-8")
+        return
+    module = types.ModuleType(path.stem)
+    module.__file__ = str(path)
+    exec(compile(text, path, "exec"), module.__dict__)
+    patch.setattr(_sources, "read_closure", module.read_closure)
