@@ -1,7 +1,13 @@
-"""Time and memory on the CPU: peers take turns in one process, so a machine whose speed drifts is the same for all."""
+"""Time and memory.
+
+On the CPU peers take turns in one process, so a machine whose speed drifts is the same for all; on a GPU its own events
+take the time, and the cache is flushed before each call.
+"""
 
 from __future__ import annotations
 
+import math
+import subprocess
 import time
 import tracemalloc
 from collections.abc import Callable, Mapping
@@ -81,3 +87,99 @@ def peak_bytes(call: Callable[[], Any]) -> int:
         return tracemalloc.get_traced_memory()[1] - int(getattr(result, "nbytes", 0))
     finally:
         tracemalloc.stop()
+
+
+# ---- GPU -----------------------------------------------------------------------------------------------------------
+
+FEWEST, MOST = 5, 50  # rounds of one call
+CLOCKS = ("clocks.sm", "clocks.mem", "temperature.gpu", "power.draw", "utilization.gpu")  # as nvidia-smi names them
+
+
+class GpuTimes(NamedTuple):
+    """Of one call, in seconds."""
+
+    median: float  # on the GPU
+    spread: float  # half the distance between the quartiles, of the median
+    host: float  # until the call returned, the mean
+    rounds: int
+
+
+def time_on_gpu(cupy: Any, call: Callable[[], Any], seconds: float = 0.2) -> GpuTimes:
+    """Time a call whose work goes to CuPy's current stream, for about so long.
+
+    Before each call twice the L2 cache is overwritten, so operands come from memory; that is also work enough for the
+    GPU to be still busy when the host has handed over the call, so what is timed is the GPU's part alone. The first
+    call, which may compile, does not count.
+    """
+    call()
+    _wait(cupy)
+    start = time.perf_counter()
+    call()
+    host = time.perf_counter() - start
+    _wait(cupy)
+    both = time.perf_counter() - start
+    flush, one_flush = _flusher(cupy)
+    flushes = max(1, math.ceil(2 * host / one_flush))
+    rounds = min(MOST, max(FEWEST, int(seconds / (both + flushes * one_flush))))
+
+    events, host = [], 0.0
+    for _ in range(rounds):
+        for _ in range(flushes):
+            flush()
+        begin, end = cupy.cuda.Event(), cupy.cuda.Event()
+        begin.record()
+        start = time.perf_counter()
+        call()
+        host += time.perf_counter() - start
+        end.record()
+        events.append((begin, end))
+    _wait(cupy)
+    taken = [1e-3 * cupy.cuda.get_elapsed_time(*pair) for pair in events]
+    median = float(np.median(taken))
+    spread = float(np.ptp(np.percentile(taken, (25, 75))) / 2 / median)
+    return GpuTimes(median, spread, host / rounds, rounds)
+
+
+def time_on_host(cupy: Any, call: Callable[[], Any], number: int = 300) -> float:
+    """Seconds until a call returns, the mean, with a GPU that has nothing else to do; the work itself must be tiny."""
+    for _ in range(10):
+        call()
+    _wait(cupy)
+    start = time.perf_counter()
+    for _ in range(number):
+        call()
+    taken = time.perf_counter() - start
+    _wait(cupy)
+    return taken / number
+
+
+def read_clocks() -> dict[str, str]:
+    """The first GPU's clocks and what may hold them back, as nvidia-smi says; nothing where it cannot be asked."""
+    command = ["nvidia-smi", "--id=0", f"--query-gpu={','.join(CLOCKS)}", "--format=csv,noheader"]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return {}
+    return dict(zip(CLOCKS, map(str.strip, printed.splitlines()[0].split(","))))
+
+
+def _flusher(cupy: Any) -> tuple[Callable[[], Any], float]:
+    """A function that overwrites twice the L2 cache, and the seconds that it takes."""
+    runtime = cupy.cuda.runtime
+    bytes_l2 = runtime.deviceGetAttribute(runtime.cudaDevAttrL2CacheSize, runtime.getDevice())
+    room = cupy.empty(2 * bytes_l2, np.uint8)
+
+    def flush() -> None:
+        room.data.memset_async(0, room.nbytes)
+
+    flush()
+    _wait(cupy)
+    start = time.perf_counter()
+    for _ in range(10):
+        flush()
+    _wait(cupy)
+    return flush, (time.perf_counter() - start) / 10
+
+
+def _wait(cupy: Any) -> None:
+    cupy.cuda.get_current_stream().synchronize()
