@@ -9,10 +9,11 @@ namespace cf {
 // State of the R rows of a thread. `sum` is over the thread's own columns until `finish`.
 template <typename A, int R> struct OnlineSoftmax {
     A max[R], sum[R];
+    A lost[R];  // by roundings of `sum`: many small weights beside a 1 would vanish one by one
 
     __device__ __forceinline__ void start() {
 #pragma unroll
-        for (int r = 0; r < R; ++r) { max[r] = -infinity<A>(); sum[r] = 0; }
+        for (int r = 0; r < R; ++r) { max[r] = -infinity<A>(); sum[r] = lost[r] = 0; }
     }
     // Begins with a logit that carries no value; `owner` is true for one of the threads that share a row.
     __device__ __forceinline__ void start(A sink, bool owner) {
@@ -22,6 +23,7 @@ template <typename A, int R> struct OnlineSoftmax {
     __device__ __forceinline__ void start_row(int r, A sink, bool owner) {
         max[r] = sink;
         sum[r] = owner && sink != -infinity<A>() ? 1 : 0;
+        lost[r] = 0;
     }
 
     // Scores become weights exp(s - max) in place; shrink[r] is what earlier results of row r are to be multiplied by.
@@ -36,8 +38,11 @@ template <typename A, int R> struct OnlineSoftmax {
             shrink[r] = exp_of(max[r] - base);
             max[r] = row_max;
             sum[r] *= shrink[r];
+            lost[r] *= shrink[r];
+            A tile_sum = 0;
 #pragma unroll
-            for (int c = 0; c < C; ++c) sum[r] += s[r][c] = exp_of(s[r][c] - base);
+            for (int c = 0; c < C; ++c) tile_sum += s[r][c] = exp_of(s[r][c] - base);
+            add(r, tile_sum);
         }
     }
 
@@ -45,7 +50,13 @@ template <typename A, int R> struct OnlineSoftmax {
     __device__ __forceinline__ void finish(A (&lse)[R]) {
 #pragma unroll
         for (int r = 0; r < R; ++r) {
-            sum[r] = Simt<A>::row_sum(sum[r]);
+#pragma unroll
+            for (int lane = 1; lane < Simt<A>::COL_THREADS; lane *= 2) {
+                const A other = __shfl_xor_sync(0xffffffffu, sum[r], lane);
+                lost[r] += __shfl_xor_sync(0xffffffffu, lost[r], lane);
+                add(r, other);
+            }
+            sum[r] += lost[r];
             lse[r] = sum[r] == A(0) ? -infinity<A>() : max[r] + log_of(sum[r]);
         }
     }
@@ -54,6 +65,14 @@ template <typename A, int R> struct OnlineSoftmax {
 
     // Stands in for the maximum where there is none, so that -inf is never subtracted from -inf.
     static __device__ __forceinline__ A finite(A row_max) { return row_max == -infinity<A>() ? A(0) : row_max; }
+
+  private:
+    // sum += x; what the rounding takes away goes to `lost` (Knuth's two-sum).
+    __device__ __forceinline__ void add(int r, A x) {
+        const A total = sum[r] + x, part = total - sum[r];
+        lost[r] += (sum[r] - (total - part)) + (x - part);
+        sum[r] = total;
+    }
 };
 
 }  // namespace cf
