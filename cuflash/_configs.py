@@ -35,16 +35,16 @@ class Simt(NamedTuple):
 
 
 @lru_cache
-def fwd_simt(dtype: str, dv: int) -> Simt:
-    """fwd_simt for values of dv columns."""
-    columns = _class(dv, _tuning.FWD_SIMT)
+def fwd_simt(dtype: str, d: int, dv: int) -> Simt:
+    """fwd_simt for queries of d and values of dv columns."""
+    columns = _class(_kept(dv, d), _tuning.FWD_SIMT)
     return _simt(_tuning.FWD_SIMT, dtype, columns, value_dim=columns)
 
 
 @lru_cache
-def bwd_q_simt(dtype: str, d: int) -> Simt:
-    """bwd_q_simt for queries of d columns."""
-    columns = _class(d, _tuning.BWD_Q_SIMT)
+def bwd_q_simt(dtype: str, d: int, dv: int) -> Simt:
+    """bwd_q_simt for queries of d and values of dv columns."""
+    columns = _class(_kept(d, dv), _tuning.BWD_Q_SIMT)
     return _simt(_tuning.BWD_Q_SIMT, dtype, columns, columns=columns)
 
 
@@ -68,10 +68,10 @@ def weights_simt(dtype: str) -> Simt:
 
 
 @lru_cache(maxsize=1024)
-def decode_simt(dtype: str, codes: str, dv: int, rows: int) -> Simt:
-    """decode_simt for values of dv columns and so many queries of a key/value head, in the fewest tiles."""
+def decode_simt(dtype: str, codes: str, d: int, dv: int, rows: int) -> Simt:
+    """decode_simt for queries of d and values of dv columns, so many for a key/value head, in the fewest tiles."""
     number = max(4, ITEMSIZES[dtype])
-    columns = next((most for size, most in _tuning.DECODE_SIMT if size == number and dv <= most), DIM_MOST)
+    columns = _class(_kept(dv, d), _tuning.DECODE_SIMT)
     known = [Tiles(*tiles) for tiles in _tuning.DECODE_SIMT[number, columns]]
     tiles = next((one for one in known if rows <= one.q_tile), known[-1])
     if codes != "none":
@@ -86,7 +86,12 @@ def _simt(table: _tuning.Table, dtype: str, columns: int, /, **member: int) -> S
     return Simt(tuple(members.items()), columns, tiles)
 
 
-def _class(dim: int, table: _tuning.Table) -> int:
+def _kept(columns: int, features: int) -> int:
+    """Columns that a block must have room for: blocks of the least class cannot sum many features in two steps."""
+    return max(columns, min(features, 128))
+
+
+def _class(dim: int, table: Mapping[tuple[int, int], object]) -> int:
     """The least number of columns in a table that holds `dim`, else the largest."""
     known = sorted({columns for _, columns in table})
     return next((columns for columns in known if dim <= columns), known[-1])

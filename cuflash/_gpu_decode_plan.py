@@ -42,7 +42,7 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     _gpu_plan.check_sizes(problem, None)
     p = problem
     rows = p.group * p.lq
-    variant = _configs.decode_simt(p.dtype, p.stored or "none", p.dv, rows)
+    variant = _configs.decode_simt(p.dtype, p.stored or "none", p.d, p.dv, rows)
     tile = variant.tiles
     part_keys = part_size(tile.q_tile)
     parts = count_parts(p, part_keys, p.lk)

@@ -78,7 +78,7 @@ class BackwardPlan(NamedTuple):
 def plan_forward(problem: Problem, gpu: Gpu, totals: Totals = None) -> ForwardPlan:
     """A forward pass; where dv is 0 for what it finds of each row alone."""
     check_sizes(problem, totals)
-    variant = _configs.fwd_simt(problem.dtype, problem.dv)
+    variant = _configs.fwd_simt(problem.dtype, problem.d, problem.dv)
     q_tiles = _count_tiles(problem.lq, variant.tiles.q_tile, problem, totals and totals[0])
     step = _step(problem, "fwd_simt", variant, q_tiles * problem.hq * _entries(problem, totals))
     tile = variant.tiles
@@ -112,7 +112,7 @@ def plan_backward(problem: Problem, gpu: Gpu, totals: Totals = None) -> Backward
     element = f"Dtype::{p.dtype}"
     prepare = Step(spec("bwd_prepare", dtype=element), check_grid(problem, -(-rows // PREPARE_ROWS)), 0)
 
-    of_q, of_kv = _configs.bwd_q_simt(p.dtype, p.d), _configs.bwd_kv_simt(p.dtype, max(p.d, p.dv))
+    of_q, of_kv = _configs.bwd_q_simt(p.dtype, p.d, p.dv), _configs.bwd_kv_simt(p.dtype, max(p.d, p.dv))
     q_tiles = _count_tiles(p.lq, of_q.tiles.q_tile, p, total_q)
     kv_tiles = _count_tiles(p.lk, of_kv.tiles.kv_tile, p, total_k)
     k_slices, v_slices = (-(-dim // of_kv.columns) for dim in (p.d, p.dv))

@@ -118,6 +118,10 @@ def _by_dim(simt: Callable[[str, int], _configs.Simt]) -> Callable[[Wanted], Ite
     return lambda wanted: (simt(dtype, dim).config for dtype in wanted.dtypes for dim in wanted.head_dims)
 
 
+def _by_dims(simt: Callable[[str, int, int], _configs.Simt]) -> Callable[[Wanted], Iterable[Config]]:
+    return _by_dim(lambda dtype, dim: simt(dtype, dim, dim))
+
+
 def _by_dtype(simt: Callable[[str], _configs.Simt]) -> Callable[[Wanted], Iterable[Config]]:
     return lambda wanted: (simt(dtype).config for dtype in wanted.dtypes)
 
@@ -141,7 +145,7 @@ def _dtype_and_codes(wanted: Wanted) -> Iterable[Config]:
 def _decoding(wanted: Wanted) -> Iterable[Config]:
     """Codes are computed with in float32: not for float64."""
     return (
-        _configs.decode_simt(dtype, codes, dim, rows).config
+        _configs.decode_simt(dtype, codes, dim, dim, rows).config
         for dtype in wanted.dtypes
         for codes in (_params.CODES if dtype != "float64" else ("none",))
         for dim in wanted.head_dims
@@ -154,9 +158,9 @@ def _always(**members: int) -> Callable[[Wanted], Iterable[Config]]:
 
 
 KERNELS: dict[str, Kernel] = {
-    "fwd_simt": Kernel("fwd_simt.cu", "FwdSimt", "SimtConfig", _params.FWD, _by_dim(_configs.fwd_simt)),
+    "fwd_simt": Kernel("fwd_simt.cu", "FwdSimt", "SimtConfig", _params.FWD, _by_dims(_configs.fwd_simt)),
     "bwd_prepare": Kernel("bwd_prepare.cu", "BwdPrepare", "ElementConfig", _params.BWD_PREPARE, _dtype_alone),
-    "bwd_q_simt": Kernel("bwd_q_simt.cu", "BwdQSimt", "GradientConfig", _params.BWD_Q, _by_dim(_configs.bwd_q_simt)),
+    "bwd_q_simt": Kernel("bwd_q_simt.cu", "BwdQSimt", "GradientConfig", _params.BWD_Q, _by_dims(_configs.bwd_q_simt)),
     "bwd_kv_simt": Kernel(
         "bwd_kv_simt.cu", "BwdKvSimt", "GradientConfig", _params.BWD_KV, _by_dim(_configs.bwd_kv_simt)
     ),

@@ -33,7 +33,7 @@ template <GradientConfig CONFIG> struct BwdBiasSimt {
     using Params = BwdBiasParams<T>;
     static constexpr int THREADS = Units::THREADS, BLOCKS_PER_SM = CONFIG.blocks;
     static constexpr int Q_TILE = CONFIG.q_tile, KV_TILE = CONFIG.kv_tile;
-    using Tiles = Recompute<T, Q_TILE, KV_TILE>;
+    using Tiles = Recompute<CONFIG.dtype, CONFIG.columns, Q_TILE, KV_TILE>;
     static constexpr int ROWS = Tiles::ROWS, KEYS = Tiles::KEYS;
 
     // A tile of the bias, and the pairs of batch entry and head that this block adds up for it.

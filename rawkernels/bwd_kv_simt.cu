@@ -42,7 +42,7 @@ template <GradientConfig CONFIG> struct BwdKvSimt {
     static constexpr int Q_TILE = CONFIG.q_tile, KV_TILE = CONFIG.kv_tile, COLS = Units::COLS;
     static constexpr int CHUNKS = CONFIG.columns / COLS;
     static_assert(CONFIG.columns % COLS == 0, "the gradient is kept in whole chunks");
-    using Tiles = Recompute<T, Q_TILE, KV_TILE>;
+    using Tiles = Recompute<CONFIG.dtype, CONFIG.columns, Q_TILE, KV_TILE>;
     static constexpr int KEY_ROWS = KV_TILE / Units::ROW_THREADS;   // rows of the gradient that a thread owns
     using Sum = A[CHUNKS][KEY_ROWS][Units::VEC];
 

@@ -35,7 +35,7 @@ template <GradientConfig CONFIG> struct BwdQSimt {
     static constexpr int Q_TILE = CONFIG.q_tile, KV_TILE = CONFIG.kv_tile, COLS = Units::COLS;
     static constexpr int CHUNKS = CONFIG.columns / COLS;
     static_assert(CONFIG.columns % COLS == 0, "the gradient is kept in whole chunks");
-    using Tiles = Recompute<T, Q_TILE, KV_TILE>;
+    using Tiles = Recompute<CONFIG.dtype, CONFIG.columns, Q_TILE, KV_TILE>;
     static constexpr int ROWS = Tiles::ROWS, KEYS = Tiles::KEYS;
 
     struct Smem {

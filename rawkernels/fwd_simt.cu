@@ -15,12 +15,12 @@
 //     9216    k   9216    the same features
 //     0       v  16384    a chunk of columns: takes the place of q and k when their products are done
 //     18432   p  17408    weights; written and read by one warp each row
+//     35840   tile, head, values 288      what the block works on
 //
 // Pipeline: none within a block, so that any d fits; the blocks that share a multiprocessor hide each other's loads.
 #include "attention/config.cuh"
-#include "attention/mask.cuh"
 #include "attention/online_softmax.cuh"
-#include "attention/score.cuh"
+#include "attention/operands.cuh"
 
 namespace cf {
 
@@ -44,25 +44,22 @@ template <SimtConfig CONFIG> struct FwdSimt {
             SimtTile<A, KV_TILE, COLS, 0> v;
         };
         SimtTile<A, Q_TILE, KV_TILE> p;
+        QueryTile tile;
+        QueryHead<T> head;
+        Matrix<T> values;
     };
     static constexpr int SMEM_BYTES = sizeof(Smem);
 
-    // The rows of arrays that a block works on.
-    struct Operands {
-        const T *q, *k, *v;     // query q0, key 0 and value 0 of the sequence
-        int rows, lk;           // queries of the tile, real keys
-    };
-
     static __device__ void run(const Params& params) {
         const auto& problem = params.problem;
-        const auto tile = QueryTile::of<Q_TILE>(problem, blockIdx.x);
-        if (!tile.exists) return;
-        const Span& span = tile.span;
-        const int q0 = tile.q0, q1 = least(q0 + Q_TILE, span.lq);
-        const Operands operands = find(problem, tile, q1 - q0);
-        const Mask mask = Mask::of(problem, span, tile.head);
-        const auto score = Score<A>::of(problem, span, tile.head);
         Smem& smem = shared_map<Smem>();
+        const QueryTile& tile = smem.tile;
+        const QueryHead<T>& head = smem.head;
+        publish(smem.tile, [&] { return QueryTile::of<Q_TILE>(problem, blockIdx.x); });
+        if (!tile.exists) return;
+        publish(smem.head, [&] { return QueryHead<T>::of(problem, tile.span, tile.head); });
+        publish(smem.values, [&] { return values_of(problem, tile.span, tile.head); });
+        const int q0 = tile.q0, q1 = least(q0 + Q_TILE, tile.span.lq);
 
         A o[CHUNKS][ROWS][Units::VEC] = {};
         OnlineSoftmax<A, ROWS> softmax;
@@ -71,54 +68,30 @@ template <SimtConfig CONFIG> struct FwdSimt {
         if (sinks.data != nullptr)
             softmax.start(widen_any<A>(sinks.data, sinks.dtype, tile.head * sinks.strides.head), Units::x() == 0);
 
-        for (int t = mask.next_tile<KV_TILE>(0, q0, q1); t != Mask::NO_TILE;
-             t = mask.next_tile<KV_TILE>(t + 1, q0, q1)) {
+        const auto next = [&](int t) { return head.mask.template next_tile<KV_TILE>(t, q0, q1); };
+        for (int t = next(0); t != Mask::NO_TILE; t = next(t + 1)) {
             const int kv0 = t * KV_TILE;
             A s[ROWS][KEYS] = {};
-            multiply_keys(s, smem, problem, operands, kv0);
-            score_visible(s, smem, score, mask, q0, q1, kv0);
+            Units::template multiply_abt<TWO_STEPS<CONFIG.dtype, CONFIG.value_dim>>(
+                s, smem.q, head.q, q0, smem.k, head.k, kv0
+            );
+            score_visible(s, smem, head, q0, q1, kv0);
 
             A shrink[ROWS];
             softmax.step(s, shrink);
             Units::put(smem.p, s);
-            add_values(o, shrink, smem, problem, operands, kv0);
+            add_values(o, shrink, smem, smem.values, kv0);
         }
         store(params, tile, q1, o, softmax);
-    }
-
-    static __device__ __forceinline__ Operands find(const Attention<T>& problem, const QueryTile& tile, int rows) {
-        const Span& span = tile.span;
-        const int kv_head = tile.head / problem.group;
-        return {
-            problem.q + offset_of(problem.q_strides, span.entry, tile.head) +
-                (span.q_start + tile.q0) * problem.q_strides.row,
-            problem.k + offset_of(problem.k_strides, span.entry, kv_head) + span.kv_start * problem.k_strides.row,
-            problem.v + offset_of(problem.v_strides, span.entry, kv_head) + span.kv_start * problem.v_strides.row,
-            rows, span.kv_length,
-        };
-    }
-
-    // s += q @ k^T for the keys from kv0 on.
-    static __device__ __forceinline__ void multiply_keys(
-        A (&s)[ROWS][KEYS], Smem& smem, const Attention<T>& problem, const Operands& operands, int kv0
-    ) {
-        const Strides &qs = problem.q_strides, &ks = problem.k_strides;
-        const T* k = operands.k + kv0 * ks.row;
-#pragma unroll 1
-        for (int d0 = 0; d0 < problem.d; d0 += DEPTH) {
-            Units::load(smem.q, operands.q + d0 * qs.col, qs.row, qs.col, operands.rows, problem.d - d0);
-            Units::load(smem.k, k + d0 * ks.col, ks.row, ks.col, operands.lk - kv0, problem.d - d0);
-            __syncthreads();    // the chunk is complete
-            Units::mma_abt(s, smem.q, smem.k);
-            __syncthreads();    // all have read it: the next chunk, or v, may take its place
-        }
     }
 
     // Products become scores; what the mask hides, and rows and keys beyond the last, become -inf. Options other than
     // the scale and the window are applied in shared memory, where one loop serves all elements of a thread.
     static __device__ __forceinline__ void score_visible(
-        A (&s)[ROWS][KEYS], Smem& smem, const Score<A>& score, const Mask& mask, int q0, int q1, int kv0
+        A (&s)[ROWS][KEYS], Smem& smem, const QueryHead<T>& head, int q0, int q1, int kv0
     ) {
+        const Score<A>& score = head.score;
+        const Mask& mask = head.mask;
         const int row0 = q0 + Units::y() * ROWS, key0 = kv0 + Units::x();
         if (score.plain() && mask.array == nullptr) {
             Units::scale(s, score.scale);
@@ -147,16 +120,13 @@ template <SimtConfig CONFIG> struct FwdSimt {
 
     // o = o * shrink + p @ v for the keys from kv0 on.
     static __device__ __forceinline__ void add_values(
-        A (&o)[CHUNKS][ROWS][Units::VEC], const A (&shrink)[ROWS], Smem& smem, const Attention<T>& problem,
-        const Operands& operands, int kv0
+        A (&o)[CHUNKS][ROWS][Units::VEC], const A (&shrink)[ROWS], Smem& smem, const Matrix<T>& v, int kv0
     ) {
-        const Strides& vs = problem.v_strides;
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
             const int column = chunk * COLS;
-            if (column >= problem.dv) break;
-            Units::load(smem.v, operands.v + kv0 * vs.row + column * vs.col, vs.row, vs.col, operands.lk - kv0,
-                        problem.dv - column);
+            if (column >= v.cols) break;
+            Units::load(smem.v, v, kv0, column);
 #pragma unroll
             for (int r = 0; r < ROWS; ++r)
 #pragma unroll

@@ -25,7 +25,7 @@ template <SimtConfig CONFIG> struct WeightsSimt {
     using Params = WeightsParams<T>;
     static constexpr int THREADS = Units::THREADS, BLOCKS_PER_SM = CONFIG.blocks;
     static constexpr int Q_TILE = CONFIG.q_tile, KV_TILE = CONFIG.kv_tile;
-    using Tiles = Recompute<T, Q_TILE, KV_TILE>;
+    using Tiles = Recompute<CONFIG.dtype, CONFIG.value_dim, Q_TILE, KV_TILE>;
 
     struct Smem {
         typename Tiles::Chunks chunks;

@@ -90,6 +90,15 @@ def forward(p):
     p.attention(*p.qkv(1, 6, 2, 21, 37))
 
 
+def many_features(p):
+    """Two keys, of which one adds 128 times 1 to a product of 2**24, behind which each 1 alone would vanish."""
+    q, k, v = p.qkv(1, 1, 1, 1, 2, d=160)
+    q[...], k[...] = 1, np.array([[1], [0]])
+    q[..., 1:32] = 0  # the first chunk of features has the large product alone
+    q[..., 0] = k[..., 0] = 4096
+    p.attention(q, k, v, scale=1 / 64)
+
+
 def masked(p):
     """Windows that begin and end inside tiles, at their edges, and leave whole ones out."""
     q, k, v = p.qkv(1, 1, 1, 32, 48)

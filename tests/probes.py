@@ -296,7 +296,9 @@ def make_simt_mma_abt(dtype):
     s, a, b = (common(rng, shape).astype(dtype) for shape in ((16, 32), (16, depth), (32, depth)))
     fields = {"s": s, "a": a, "b": b, "out": Out(s.shape, s.dtype.type), "depth": depth}
     smem_bytes = 48 * _row_bytes(64 // s.itemsize, s.itemsize) + 16 * _row_bytes(32, s.itemsize)
-    expected = {"out": matmul(s, a, b.T)}
+    expected = {"out": s}
+    for chunk in np.split(np.arange(depth), range(64 // s.itemsize, depth, 64 // s.itemsize)):
+        expected["out"] = expected["out"] + matmul(np.zeros_like(s), a[:, chunk], b[:, chunk].T)
     return Probe("simt_mma_abt", fields, expected, smem_bytes=smem_bytes, config=dtype_config(dtype))
 
 

@@ -193,7 +193,7 @@ def test_the_plain_path_is_mostly_products(arch):
     disassembler = sass.find_disassembler()
     if disassembler is None:
         pytest.skip("no nvdisasm: pip install nvidia-cuda-nvdisasm for the count of fwd_simt's instructions")
-    variant = _kernels.KernelSpec("fwd_simt", _configs.fwd_simt("float32", 64).config)
+    variant = _kernels.KernelSpec("fwd_simt", _configs.fwd_simt("float32", 64, 64).config)
     code = sass.disassemble(disassembler, images.obtain(variant, arch).image)
     (tile,) = [loop for loop in sass.loops(code) if len(loop.inner) > 2]
     counts = sass.count(code, tile, (1, TILE_LOOPS))

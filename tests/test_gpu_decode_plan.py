@@ -127,7 +127,7 @@ def test_shared_memory_is_what_the_kernel_has(dtype, codes):
     source = None
     for (number, columns), tiles in _tuning.DECODE_SIMT.items():
         for rows in (one[0] for one in tiles if number == (8 if dtype == "float64" else 4)):
-            simt = _configs.decode_simt(dtype, codes, columns, rows)
+            simt = _configs.decode_simt(dtype, codes, columns, columns, rows)
             assert simt.tiles.q_tile == rows and simt.columns == columns
             kernel = _kernels.instance(_kernels.KernelSpec("decode_simt", simt.config))
             source = source or nvrtc.read_source(_kernels.KernelSpec("decode_simt", simt.config), "compute_80")

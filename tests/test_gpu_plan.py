@@ -89,11 +89,11 @@ def query_tiles(problem, q_tiles, q_tile, grid, starts=None):
 @given(problems(), gpus)
 def test_every_query_of_every_head_has_one_block(problem, gpu):
     p, plan, backward = problem, _gpu_plan.plan_forward(problem, gpu), _gpu_plan.plan_backward(problem, gpu)
-    q_tile = _configs.fwd_simt(p.dtype, p.dv).tiles.q_tile
+    q_tile = _configs.fwd_simt(p.dtype, p.d, p.dv).tiles.q_tile
     entries = range(int(np.prod(p.batch)))
     expected = [(entry, head, row) for entry in entries for head in range(p.hq) for row in range(0, p.lq, q_tile)]
     assert sorted(query_tiles(p, plan.q_tiles, q_tile, plan.forward.grid)) == expected
-    q_tile = _configs.bwd_q_simt(p.dtype, p.d).tiles.q_tile
+    q_tile = _configs.bwd_q_simt(p.dtype, p.d, p.dv).tiles.q_tile
     expected = [(entry, head, row) for entry in entries for head in range(p.hq) for row in range(0, p.lq, q_tile)]
     assert sorted(query_tiles(p, backward.q_tiles, q_tile, backward.q.grid)) == (expected if p.d else [])
 
@@ -104,7 +104,7 @@ def test_every_query_and_key_of_packed_members_has_one_block(lengths, gpu):
     totals = (starts[0][-1], starts[1][-1])
     problem = make_problem(batch=(len(lengths),), lq=totals[0], lk=totals[1])
     plan, backward = _gpu_plan.plan_forward(problem, gpu, totals), _gpu_plan.plan_backward(problem, gpu, totals)
-    q_tile = _configs.fwd_simt("float32", 64).tiles.q_tile
+    q_tile = _configs.fwd_simt("float32", 64, 64).tiles.q_tile
     expected = [
         (m, head, row) for m, (lq, _) in enumerate(lengths) for head in range(2) for row in range(0, lq, q_tile)
     ]
@@ -139,8 +139,17 @@ def test_every_key_every_row_and_every_element_of_the_bias_has_one_block(problem
 
 @pytest.mark.parametrize(("dim", "columns"), [(0, 64), (64, 64), (65, 128), (128, 128), (257, 512), (512, 512)])
 def test_a_dim_has_the_fewest_columns_that_hold_it(dim, columns):
-    assert _configs.fwd_simt("float32", dim).columns == _configs.bwd_q_simt("float64", dim).columns == columns
+    assert _configs.fwd_simt("float32", dim, dim).columns == columns
+    assert _configs.bwd_q_simt("float64", dim, dim).columns == columns
     assert _configs.bwd_kv_simt("float32", dim).columns == min(128, columns)
+
+
+@pytest.mark.parametrize(("features", "columns"), [(64, 64), (65, 128), (512, 128)])
+def test_many_features_are_not_summed_by_the_least_class(features, columns):
+    """It has no registers for sums in two steps: TWO_STEPS in rawkernels/attention/config.cuh."""
+    assert _configs.fwd_simt("float32", features, 8).columns == columns
+    assert _configs.bwd_q_simt("float32", 8, features).columns == columns
+    assert _configs.decode_simt("float32", "none", features, 8, 1).columns == columns
 
 
 def test_a_bias_that_many_share_is_summed_in_parts():

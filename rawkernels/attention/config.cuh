@@ -19,6 +19,11 @@ struct GradientConfig {
     int blocks;
 };
 
+// Whether products over the features are summed in two steps, of each chunk and then of the chunks (Simt::add). That
+// takes the registers of the scores once more, which blocks of 64 columns do not have to spare: they are for at most 64
+// features (cuflash/_configs.py). 16-bit results are too coarse to gain from it.
+template <Dtype DTYPE, int COLUMNS> constexpr bool TWO_STEPS = sizeof(Storage<DTYPE>) > 2 && COLUMNS != 64;
+
 // Kernels that pass over an array element by element.
 struct ElementConfig {
     Dtype dtype;

@@ -39,8 +39,9 @@ template <typename T> struct GradientHead : WeightsHead<T> {
     }
 };
 
-// One tile of queries with one tile of keys. Every function is called by all threads of the block.
-template <typename T, int Q_TILE, int KV_TILE> struct Recompute {
+// One tile of queries with one tile of keys, in a kernel that keeps COLUMNS columns of a gradient. Every function is called by all threads of the block.
+template <Dtype DTYPE, int COLUMNS, int Q_TILE, int KV_TILE> struct Recompute {
+    using T = Storage<DTYPE>;
     using A = Acc<T>;
     using Units = Simt<A>;
     static constexpr int DEPTH = 8 * Units::VEC;
@@ -80,7 +81,7 @@ template <typename T, int Q_TILE, int KV_TILE> struct Recompute {
         Pairs& pairs, Chunks& chunks, const WeightsHead<T>& head, int q0, int kv0, bool bent
     ) {
         A s[ROWS][KEYS] = {};
-        Units::multiply_abt(s, chunks.rows, head.q, q0, chunks.keys, head.k, kv0);
+        Units::template multiply_abt<TWO_STEPS<DTYPE, COLUMNS>>(s, chunks.rows, head.q, q0, chunks.keys, head.k, kv0);
         if (head.score.plain() && head.mask.array == nullptr) {
             weigh_plain(s, pairs, head, q0, kv0);
             Units::put(pairs.tile, s);
@@ -143,7 +144,7 @@ template <typename T, int Q_TILE, int KV_TILE> struct Recompute {
         for (int r = 0; r < ROWS; ++r)
 #pragma unroll
             for (int c = 0; c < KEYS; ++c) ds[r][c] = 0;
-        Units::multiply_abt(ds, chunks.rows, head.dout, q0, chunks.keys, head.v, kv0);
+        Units::template multiply_abt<TWO_STEPS<DTYPE, COLUMNS>>(ds, chunks.rows, head.dout, q0, chunks.keys, head.v, kv0);
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             const int i = Units::y() * ROWS + r;

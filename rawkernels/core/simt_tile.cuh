@@ -123,6 +123,18 @@ template <typename A> struct Simt {
         }
     }
 
+    // The same, with a sum of these k of its own if in two steps.
+    template <bool TWO_STEPS, int R, int C, typename TileA, typename TileB>
+    static __device__ __forceinline__ void add_abt(A (&s)[R][C], const TileA& a, const TileB& b) {
+        if constexpr (TWO_STEPS) {
+            A part[R][C] = {};
+            mma_abt(part, a, b);
+            add(s, part);
+        } else {
+            mma_abt(s, a, b);
+        }
+    }
+
     // o[r][...] += sum over k of a(row r, k) * b(k, column)
     template <int R, typename TileA, typename TileB>
     static __device__ __forceinline__ void mma_ab(A (&o)[R][VEC], const TileA& a, const TileB& b) {
@@ -166,7 +178,7 @@ template <typename A> struct Simt {
 
     // s += a @ b^T for the rows of matrices from a_row and b_row on. All threads of the block; a chunk of each matrix's
     // columns at a time passes through the tiles, which all have read when it returns.
-    template <int R, int C, typename TileA, typename TileB, typename T>
+    template <bool TWO_STEPS, int R, int C, typename TileA, typename TileB, typename T>
     static __device__ __forceinline__ void multiply_abt(
         A (&s)[R][C], TileA& a_tile, const Matrix<T>& a, int a_row, TileB& b_tile, const Matrix<T>& b, int b_row
     ) {
@@ -175,7 +187,7 @@ template <typename A> struct Simt {
             load(a_tile, a, a_row, col);
             load(b_tile, b, b_row, col);
             __syncthreads();    // the chunks are complete
-            mma_abt(s, a_tile, b_tile);
+            add_abt<TWO_STEPS>(s, a_tile, b_tile);
             __syncthreads();    // all have read them: the next ones, or others, may take their place
         }
     }

@@ -1,4 +1,4 @@
-// simt_mma_abt.cu -- probe of Simt::multiply_abt and mma_abt: s + a @ b^T, in chunks of the columns that both share.
+// simt_mma_abt.cu -- probe of Simt::multiply_abt, add_abt and mma_abt: s + a @ b^T, in chunks of the columns that both share.
 #include "../core/simt_tile.cuh"
 #include "probe.cuh"
 
@@ -30,7 +30,7 @@ template <ProbeConfig CONFIG> struct ProbeSimtMmaAbt {
         __syncthreads();    // s is complete
         A s[2][2];
         Units::get(s, smem.s);
-        Units::multiply_abt(s, smem.a, a, 0, smem.b, b, 0);
+        Units::template multiply_abt<true>(s, smem.a, a, 0, smem.b, b, 0);
         Units::put(smem.s, s);
         __syncthreads();    // s is complete
         for (int i = threadIdx.x; i < ROWS * COLS; i += THREADS) params.out[i] = smem.s.at(i / COLS, i % COLS);
