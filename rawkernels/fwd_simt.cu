@@ -14,6 +14,7 @@
 //     0       q   9216    a chunk of features; read again for each tile of keys, from the cache
 //     9216    k   9216    the same features
 //     0       v  16384    a chunk of columns: takes the place of q and k when their products are done
+//     0       room 16384  a chunk of the output on its way out, in a part for each thread
 //     18432   p  17408    weights; written and read by one warp each row
 //     35840   tile, head, values 288      what the block works on
 //
@@ -42,6 +43,7 @@ template <SimtConfig CONFIG> struct FwdSimt {
                 SimtTile<A, KV_TILE, DEPTH> k;
             };
             SimtTile<A, KV_TILE, COLS, 0> v;
+            A room[ROWS * Units::VEC][THREADS];
         };
         SimtTile<A, Q_TILE, KV_TILE> p;
         QueryTile tile;
@@ -82,7 +84,7 @@ template <SimtConfig CONFIG> struct FwdSimt {
             Units::put(smem.p, s);
             add_values(o, shrink, smem, smem.values, kv0);
         }
-        store(params, tile, q1, o, softmax);
+        store(params, smem, o, softmax);
     }
 
     // Products become scores; what the mask hides, and rows and keys beyond the last, become -inf. Options other than
@@ -138,32 +140,37 @@ template <SimtConfig CONFIG> struct FwdSimt {
     }
 
     static __device__ __forceinline__ void store(
-        const Params& params, const QueryTile& tile, int q1, const A (&o)[CHUNKS][ROWS][Units::VEC],
-        OnlineSoftmax<A, ROWS>& softmax
+        const Params& params, Smem& smem, A (&o)[CHUNKS][ROWS][Units::VEC], OnlineSoftmax<A, ROWS>& softmax
     ) {
+        const QueryTile& tile = smem.tile;
         const Span& span = tile.span;
+        const int rows = span.lq - tile.q0, dv = smem.values.cols;
         A lse[ROWS];
         softmax.finish(lse);
-        const Strides &os = params.out_strides, &ls = params.lse_strides;
+        if (params.lse != nullptr && Units::x() == 0) {
+            const int64_t to = row_of(params.lse_strides, span.entry, tile.head, span.q_start + tile.q0);
 #pragma unroll
-        for (int r = 0; r < ROWS; ++r) {
-            const int row = tile.q0 + Units::y() * ROWS + r;
-            if (row >= q1) continue;
-            const int64_t at = span.q_start + row;
-            if (params.lse != nullptr && Units::x() == 0) {
-                const int64_t to = offset_of(ls, span.entry, tile.head) + at * ls.row;
-                params.lse[to] = params.sum == nullptr ? lse[r] : softmax.max[r];
-                if (params.sum != nullptr) params.sum[to] = softmax.sum[r];
+            for (int r = 0; r < ROWS; ++r) {
+                const int row = Units::y() * ROWS + r;
+                const int64_t at = to + row * params.lse_strides.row;
+                if (row >= rows) continue;
+                params.lse[at] = params.sum == nullptr ? lse[r] : softmax.max[r];
+                if (params.sum != nullptr) params.sum[at] = softmax.sum[r];
             }
-            if (params.out == nullptr) continue;
-            T* out = params.out + offset_of(os, span.entry, tile.head) + at * os.row;
+        }
+        if (params.out == nullptr) return;
+        const Strides& os = params.out_strides;
+        T* out = params.out + row_of(os, span.entry, tile.head, span.q_start + tile.q0);
 #pragma unroll
-            for (int chunk = 0; chunk < CHUNKS; ++chunk)
+        for (int chunk = 0; chunk < CHUNKS; ++chunk) {
 #pragma unroll
-                for (int c = 0; c < Units::VEC; ++c) {
-                    const int col = chunk * COLS + Units::x() * Units::VEC + c;
-                    if (col < params.problem.dv) out[col * os.col] = narrow<T>(softmax.normalise(o[chunk][r][c], r));
-                }
+            for (int r = 0; r < ROWS; ++r)
+#pragma unroll
+                for (int c = 0; c < Units::VEC; ++c) o[chunk][r][c] = softmax.normalise(o[chunk][r][c], r);
+            Units::for_each(o[chunk], smem.room, [&](int row, int col, A x) {
+                col += chunk * COLS;
+                if (row < rows && col < dv) out[row * os.row + col * os.col] = narrow<T>(x);
+            });
         }
     }
 };
