@@ -24,6 +24,7 @@ class CpuPlan(NamedTuple):
     q_tile: int  # query rows of each head in a block
     kv_tile: int  # keys of one score tile
     load: int  # keys read at once: all of a tile, or less where there are few queries and memory sets the pace
+    product_rows: int  # of one product with the keys: all that share them
     bounded: bool  # look whether scores lie so close together that they need no maximum
     score_tile: int  # elements of a score tile, at most
     part: int | None  # keys of a part; None: the keys are not cut
@@ -60,7 +61,7 @@ def make_plan(problem: Problem, device: Device, siblings: int = 1) -> CpuPlan:
     work = _work(problem)
     threads = _threads(work, device, why)
     return CpuPlan(
-        *shape, kv_tile, load or kv_tile, bounded, shape.rows * kv_tile, part,
+        *shape, kv_tile, load or kv_tile, _product_rows(problem, shape), bounded, shape.rows * kv_tile, part,
         problem.splits, work, threads, "; ".join(why),
     )  # fmt: skip
 
@@ -80,6 +81,7 @@ class CpuBackwardPlan(NamedTuple):
     q_tile: int
     kv_tile: int
     load: int
+    product_rows: int  # as in the forward pass, or fewer than share the keys here
     bounded: bool
     score_tile: int
     part: int  # keys of a part; each part has a dq of its own, added in order
@@ -93,6 +95,11 @@ class CpuBackwardPlan(NamedTuple):
 def make_backward_plan(problem: Problem, device: Device, siblings: int = 1) -> CpuBackwardPlan:
     """Tiles, parts and threads of a backward pass, one of several that run together."""
     shape = _pack(problem, few=False)
+    # BLAS rounds otherwise at the edges of a product. A weight exp(score - lse) is as good as its score is the one that
+    # the lse was made of, so products end at the same rows as in the forward pass.
+    forward = _shrink(problem, shape, siblings)
+    if shape.heads == 1:
+        shape = shape._replace(q_tile=-(-shape.q_tile // forward.q_tile) * forward.q_tile)
     while (
         _count_owners(problem, shape) * siblings < _tuning.BLOCKS_WANTED
         and (shape.entries > 1 or shape.heads > problem.group)
@@ -115,8 +122,8 @@ def make_backward_plan(problem: Problem, device: Device, siblings: int = 1) -> C
     work = _work(problem)
     threads = _threads(work, device, why)
     return CpuBackwardPlan(
-        *shape, kv_tile, kv_tile, bounded, shape.rows * kv_tile, part, parts, work, threads,
-        "; ".join(why),
+        *shape, kv_tile, kv_tile, _product_rows(problem, forward), bounded, shape.rows * kv_tile, part, parts, work,
+        threads, "; ".join(why),
     )  # fmt: skip
 
 
@@ -134,6 +141,11 @@ class _Shape(NamedTuple):
     def __str__(self) -> str:
         batch = f"{self.entries} batch entries x " if self.entries > 1 else ""
         return f"{batch}{self.heads} head(s) x {self.q_tile} row(s)"
+
+
+def _product_rows(problem: Problem, shape: _Shape) -> int:
+    """Rows of a block that share their keys."""
+    return max(1, min(shape.heads, problem.group) * shape.q_tile)
 
 
 def _count_owners(problem: Problem, shape: _Shape) -> int:

@@ -27,18 +27,18 @@ class CacheKeyValues:
     """The keys and values of a cache, handed out for each block, as `KeyValues` does of arrays."""
 
     def __init__(self, problem: Problem, operands: Operands, plan: CpuPlan) -> None:
-        self._problem, self._operands, self._load = problem, operands, plan.load
+        self._problem, self._operands, self._plan = problem, operands, plan
 
     def of(self, block: Block, scratch: Scratch) -> CacheTiles:
         """Those of the sequence of a block, and of the key/value heads that its queries share."""
-        return CacheTiles(self._problem, self._operands, block, scratch, self._load)
+        return CacheTiles(self._problem, self._operands, block, scratch, self._plan)
 
 
 class CacheTiles(KeyValueTiles):
     """The keys and values that one block reads, (1, hk, keys, dim)."""
 
-    def __init__(self, problem: Problem, operands: Operands, block: Block, scratch: Scratch, load: int) -> None:
-        super().__init__(operands.k, operands.v, scratch, load, None)
+    def __init__(self, problem: Problem, operands: Operands, block: Block, scratch: Scratch, plan: CpuPlan) -> None:
+        super().__init__(operands.k, operands.v, scratch, plan.load, None, plan.product_rows)
         self._k_scale, self._v_scale = operands.k_scale, operands.v_scale
         self._heads = slice(block.heads.start // problem.group, -(-block.heads.stop // problem.group))
         (entry,) = block.entry

@@ -32,7 +32,8 @@ class KeyValues:
             source = (slice(row, row + 1),)
         where = (*source, heads)
         k, v = self._operands.k[where], self._operands.v[where]
-        return KeyValueTiles(k, v, scratch, self._plan.load, self._of_keys(block, k, scratch))
+        plan = self._plan
+        return KeyValueTiles(k, v, scratch, plan.load, self._of_keys(block, k, scratch), plan.product_rows)
 
     def _of_keys(self, block: Block, k: Array, scratch: Scratch) -> Spread | None:
         """Made once for all blocks of the same heads, where the plan asks for it."""
@@ -48,10 +49,15 @@ class KeyValues:
 
 
 class KeyValueTiles:
-    """The keys and values that one block reads, (..., hk, keys, dim); a load may overwrite the one before."""
+    """The keys and values that one block reads, (..., hk, keys, dim); a load may overwrite the one before.
 
-    def __init__(self, k: Array, v: Array, scratch: Scratch, load: int, spread: Spread | None) -> None:
-        self._k, self._v, self._scratch, self._load = k, v, scratch, load
+    A product with the keys has `product_rows` rows.
+    """
+
+    def __init__(
+        self, k: Array, v: Array, scratch: Scratch, load: int, spread: Spread | None, product_rows: int
+    ) -> None:  # fmt: skip
+        self._k, self._v, self._scratch, self._load, self._product_rows = k, v, scratch, load, product_rows
         self.spread = spread
         self.dv = v.shape[-1]
 
@@ -70,7 +76,8 @@ class KeyValueTiles:
             if center is not None:
                 k = np.subtract(k, center, out=self._scratch.room("centered", k.shape))
             where = slice(load.start - keys.start, load.stop - keys.start)
-            np.matmul(q, k.swapaxes(-1, -2), out=out[..., where])
+            for rows in tiles(slice(0, q.shape[-2]), self._product_rows):
+                np.matmul(q[..., rows, :], k.swapaxes(-1, -2), out=out[..., rows, where])
 
     def weighted(self, weights: Array, keys: slice) -> Array:
         """Weights (..., rows, keys) times the values: (..., rows, dv)."""
