@@ -28,6 +28,7 @@ class Config(ctypes.Structure):
         ("block_order", c_uint32),
         ("resident_blocks", c_uint32),
         ("checks", c_uint32),
+        ("landing", c_uint32),
         ("most_steps", c_uint64),
     ]
 
@@ -38,7 +39,7 @@ class Counters(ctypes.Structure):
     _fields_ = [
         (name, c_uint64)
         for name in ("switches", "global_loads", "global_stores", "shared_loads", "shared_stores", "atomics",
-                     "collectives", "barriers", "copies")
+                     "collectives", "barriers", "copies", "mmas", "matrix_loads", "bank_conflicts")
     ]  # fmt: skip
 
 

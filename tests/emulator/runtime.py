@@ -21,12 +21,14 @@ from emulator.library import Config, machine
 from emulator.ptx.translate import translate
 
 ARCH = "compute_90"  # of the PTX that runs
+LATE, AT_ONCE, RANDOMLY = range(3)  # when copies land
 GPU = Gpu("sm_90a", sms=4, smem_block=227 * 1024)
 
 
 # What a launch may write, by the fields of its struct, each byte once; all else is read-only.
 WRITTEN = {
-    "fwd_simt": {"out", "lse", "sum"}, "weights_simt": {"weights"}, "bwd_prepare": {"delta"}, "bwd_q_simt": {"dq.data"},
+    "fwd_mma": {"out", "lse"}, "fwd_simt": {"out", "lse", "sum"}, "weights_simt": {"weights"},
+    "bwd_prepare": {"delta"}, "bwd_q_simt": {"dq.data"},
     "bwd_kv_simt": {"dk.data", "dv.data"}, "bwd_bias_simt": {"dbias.data"}, "bwd_sinks": {"dsinks.data"},
     "sum_axes": {"out"}, "merge": {"out", "lse"}, "rotary": {"out"}, "decode_simt": {"out", "lse"},
     "kv_append": {"cache.k", "cache.v", "cache.k_scale", "cache.v_scale"},
@@ -61,7 +63,8 @@ class EmulatorRuntime:
         self.launches = []  # names of kernels
         self.host_reads = 0
         self.shared_bases = itertools.cycle((0x400, 0x480))
-        self.settings = {"schedule": 2, "block_order": 2, "checks": 1}
+        self.landings = itertools.cycle((LATE, AT_ONCE, RANDOMLY))
+        self.settings = {"schedule": 2, "block_order": 2, "checks": 1}  # and what else is not to change by itself
         self._kernels = {}
 
     def gpu(self):
@@ -111,7 +114,8 @@ class EmulatorRuntime:
         number = len(self.launches)
         resident = 3 if spec.kernel in BETWEEN_BLOCKS else 1
         self.describe(spec.kernel, params)
-        config = Config(next(self.shared_bases), seed=number, resident_blocks=resident, **self.settings)
+        settings = {"seed": number, "shared_base": next(self.shared_bases), "landing": next(self.landings)}
+        config = Config(resident_blocks=resident, **settings | self.settings)
         machine().machine_configure(ctypes.byref(config))
         shape = (ctypes.c_uint32 * 3)(*grid, *(1,) * (3 - len(grid)))
         block = (ctypes.c_uint32 * 3)(threads, 1, 1)

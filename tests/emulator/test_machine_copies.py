@@ -77,6 +77,29 @@ def test_what_is_read_early_is_neither_the_old_nor_the_new(run, array):
     assert (out.values == 0xFF).all()
 
 
+@kernels(
+    early="""
+        cp_async(shared_base() + 16 * tid(), arrays[0], 16, 16, AT(1));
+        u32 value[4];
+        load_shared<16>(value, shared_base() + 16 * tid(), AT(2));
+        store_global<16>(arrays[1] + 16 * tid(), value, AT(3));
+        cp_async_wait_all(AT(4));
+    """
+)
+def test_when_copies_land(run, array):
+    """In their wait, when they are issued, or some so and some so; to the checker all are in flight until the wait."""
+    source, out = array("source", 16, np.arange(4, dtype="u4")), array("out", 1024)
+    landed = []
+    for landing in range(3):
+        assert set(run("early", source, out, block=64, landing=landing).kinds()) == {"in-flight"}
+        assert run("early", source, out, block=64, landing=landing, checks=0).report == ""
+        arrived = (out.view().reshape(64, 4) == np.arange(4)).all(axis=1)
+        assert (out.view().reshape(64, 4)[~arrived] == 0xFFFFFFFF).all()
+        landed.append(arrived.sum())
+    assert landed[:2] == [0, 64]
+    assert 16 < landed[2] < 48
+
+
 @every_schedule
 @kernels(race=COPY % (OWN | {"from": OTHERS}))
 def test_a_wait_covers_the_own_copies_only(run, array, schedule):

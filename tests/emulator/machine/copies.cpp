@@ -1,5 +1,5 @@
-// cp.async. A group's bytes land, all at once, in the wait that must cover them; until then the destination holds
-// poison and the checker knows it as in flight.
+// cp.async. A group's bytes land, all at once, in the wait that must cover them, until which the destination holds
+// poison; or, where the configuration says so, when they are issued. To the checker they are in flight until the wait.
 #include <cstring>
 
 #include "access.hpp"
@@ -9,11 +9,21 @@ namespace machine {
 
 namespace {
 
+void write(const Copy& copy) {
+    uint8_t* to = current->block->shared + shared_offset(copy.to);
+    std::memcpy(to, copy.from, copy.source_bytes);
+    std::memset(to + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
+}
+
+bool lands_at_once() {
+    if (launch.config.landing != MACHINE_LANDS_RANDOMLY) return launch.config.landing == MACHINE_LANDS_AT_ONCE;
+    uint64_t mixed = (launch.counters.copies + launch.config.seed + 1) * 0x9e3779b97f4a7c15ull;
+    return mixed >> 63;
+}
+
 void land(const std::vector<Copy>& copies) {
     for (const Copy& copy : copies) {
-        uint8_t* to = current->block->shared + shared_offset(copy.to);
-        std::memcpy(to, copy.from, copy.source_bytes);
-        std::memset(to + copy.source_bytes, 0, copy.bytes - copy.source_bytes);
+        if (!copy.landed) write(copy);
         if (launch.checks) current->block->cells.copy_lands(*current, shared_offset(copy.to), copy.bytes, copy.site);
     }
 }
@@ -36,9 +46,11 @@ void cp_async(uint32_t to, uint64_t from, uint32_t bytes, uint32_t source_bytes,
                 cells_of(*array).read(*current, array->name.c_str(), offset + i, std::min(4u, source_bytes - i), site);
     }
     if (launch.checks) current->block->cells.copy_begins(*current, shared_offset(to), bytes, site, "cp.async");
-    std::memset(destination, POISON, bytes);
-    current->open_copies.push_back({to, reinterpret_cast<const uint8_t*>(from), bytes, source_bytes, site});
     ++launch.counters.copies;
+    Copy copy{to, reinterpret_cast<const uint8_t*>(from), bytes, source_bytes, site, lands_at_once()};
+    if (copy.landed) write(copy);
+    else std::memset(destination, POISON, bytes);
+    current->open_copies.push_back(copy);
 }
 
 void cp_async_commit(Site) {

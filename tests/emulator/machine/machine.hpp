@@ -103,6 +103,12 @@ uint32_t match_all(uint64_t value, uint32_t mask, bool* p, Site site);  // match
 void syncwarp(uint32_t mask, Site site);                                // bar.warp.sync: alone orders memory
 uint32_t activemask();                                                  // the lanes that have not exited
 
+// ---- matrices of a warp, all of whose lanes take part ---------------------------------------------------------------
+// ldmatrix.m8n8.xCOUNT(.trans).b16: lane 8 i + r gives the shared address of row r of matrix i; `to` gets COUNT words.
+void ldmatrix(uint32_t* to, uint32_t address, uint32_t count, bool transposed, Site site);
+// mma.m16n8k8 and m16n8k16.row.col.f32 of two 16-bit formats: 4 words of d and c, DEPTH / 4 of a, DEPTH / 8 of b.
+void mma_m16n8(float* d, const uint32_t* a, const uint32_t* b, const float* c, uint32_t depth, bool bfloat, Site site);
+
 // ---- barriers: id 0-15; count in threads, a multiple of 32; 0 stands for all threads of the block -------------------
 void barrier_sync(uint32_t id, uint32_t count, Site site);    // bar.sync, barrier.sync(.aligned)
 void barrier_arrive(uint32_t id, uint32_t count, Site site);  // bar.arrive
@@ -137,11 +143,14 @@ struct MachineConfig {
     uint32_t block_order;      // 0 ascending, 1 descending, 2 random by `seed`
     uint32_t resident_blocks;  // how many run together; the next starts when one has ended
     uint32_t checks;           // 1: the happens-before checker; bounds, collectives and copies are checked always
+    uint32_t landing;          // of cp.async: MACHINE_LANDS_...
     uint64_t most_steps;       // backward branches and waits before a launch is held to hang; 0: 10^9
 };
+enum { MACHINE_LANDS_LATE, MACHINE_LANDS_AT_ONCE, MACHINE_LANDS_RANDOMLY };
 enum { MACHINE_READ_ONLY = 1, MACHINE_WRITE_ONCE = 2, MACHINE_BETWEEN_BLOCKS = 4, MACHINE_SPARSE = 8 };
 struct MachineCounters {  // of the last launch
     uint64_t switches, global_loads, global_stores, shared_loads, shared_stores, atomics, collectives, barriers, copies;
+    uint64_t mmas, matrix_loads, bank_conflicts;  // matrices loaded, and rows of one that came after another's banks
 };
 
 // An array of the device, between guard pages: NaN bytes, or with MACHINE_SPARSE untouched zero pages (5 GB cost

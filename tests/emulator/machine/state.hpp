@@ -26,6 +26,7 @@ struct Copy {  // one cp.async that has not landed
     const uint8_t* from;
     uint32_t bytes, source_bytes;
     Site site;
+    bool landed;
 };
 
 // What a thread has released by its last fence and what its relaxed reads would let it acquire, by scope.

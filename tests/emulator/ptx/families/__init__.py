@@ -12,6 +12,7 @@ from . import (  # noqa: F401
     halves,
     integers,
     logic,
+    matrices,
     memory,
     moves,
     synchronisation,
