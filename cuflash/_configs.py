@@ -12,6 +12,8 @@ from cuflash import _tuning
 
 ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 DIM_MOST = 512  # of d and dv
+# Bytes of shared memory that a block may have on every GPU whose tensor cores take the dtype: 7.5, 8.6.
+MMA_SMEM_BLOCK = {"float16": 64 << 10, "bfloat16": 99 << 10}
 COPY_CHUNK_BYTES = 16384  # of a page of an array, that a block of copy_pages takes
 
 Members = Mapping[str, int | bool | str]
@@ -26,12 +28,41 @@ class Tiles(NamedTuple):
     smem_bytes: int  # of a block: sizeof(Smem), which tests/test_gpu_plan.py has NVRTC compare
 
 
+class MmaTiles(NamedTuple):
+    """A row of a table of `_tuning` for tensor cores."""
+
+    q_tile: int  # queries
+    kv_tile: int  # keys
+    warps: int
+    blocks: int  # that a multiprocessor is to hold
+    smem_bytes: int  # of a block
+
+
+class Mma(NamedTuple):
+    """A variant of a kernel on tensor cores."""
+
+    config: tuple[tuple[str, int | bool | str], ...]  # members in the order of C++
+    tiles: MmaTiles
+
+
 class Simt(NamedTuple):
     """A variant of a kernel."""
 
     config: tuple[tuple[str, int | bool | str], ...]  # members in the order of C++
     columns: int  # that a block keeps in registers
     tiles: Tiles
+
+
+@lru_cache
+def fwd_mma(dtype: str, d: int, dv: int) -> list[Mma]:
+    """fwd_mma for queries of d and values of dv columns, best first; none where there is none."""
+    if ITEMSIZES[dtype] != 2 or not (dims := [pair for pair in _tuning.FWD_MMA if d <= pair[0] and dv <= pair[1]]):
+        return []
+    members: Members = {"dtype": f"Dtype::{dtype}", "head_dim": dims[0][0], "value_dim": dims[0][1]}
+    rows = [MmaTiles(*row) for row in _tuning.FWD_MMA[dims[0]]]
+    fits_all = next(i for i, tiles in enumerate(rows) if tiles.smem_bytes <= MMA_SMEM_BLOCK[dtype])
+    rows = rows[: fits_all + 1]
+    return [Mma((*members.items(), *_members(tiles)), tiles) for tiles in rows]
 
 
 @lru_cache
@@ -77,13 +108,18 @@ def decode_simt(dtype: str, codes: str, d: int, dv: int, rows: int) -> Simt:
     if codes != "none":
         tiles = tiles._replace(smem_bytes=tiles.smem_bytes + tiles.kv_tile * _tuning.DECODE_SCALE_BYTES)
     members: Members = {"dtype": f"Dtype::{dtype}", "codes": f"Codes::{codes}", "value_dim": columns}
-    return Simt((*members.items(), *list(tiles._asdict().items())[:3]), columns, tiles)
+    return Simt((*members.items(), *_members(tiles)), columns, tiles)
 
 
 def _simt(table: _tuning.Table, dtype: str, columns: int, /, **member: int) -> Simt:
     tiles = Tiles(*table[ITEMSIZES[dtype], columns])
-    members: Members = {"dtype": f"Dtype::{dtype}", **member, **dict(list(tiles._asdict().items())[:3])}
-    return Simt(tuple(members.items()), columns, tiles)
+    members: Members = {"dtype": f"Dtype::{dtype}", **member}
+    return Simt((*members.items(), *_members(tiles)), columns, tiles)
+
+
+def _members(tiles: Tiles | MmaTiles) -> list[tuple[str, int]]:
+    """What of a row is compiled in: all but the bytes of shared memory that follow from it."""
+    return list(tiles._asdict().items())[:-1]
 
 
 def _kept(columns: int, features: int) -> int:

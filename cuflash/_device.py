@@ -35,6 +35,15 @@ def exact_arch(major: int, minor: int) -> str:
     return f"sm_{major}{minor}{'a' if 9 <= major <= 11 else ''}"
 
 
+def capability(arch: str) -> int:
+    """The compute capability in an architecture's name.
+
+    >>> capability("sm_90a"), capability("compute_120")
+    (90, 120)
+    """
+    return int(arch.partition("_")[2].rstrip("a"))
+
+
 def cpu_device() -> Device:
     """The CPU: threads from CUFLASH_NUM_THREADS or the cores this process may use."""
     asked = os.environ.get("CUFLASH_NUM_THREADS")

@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 from cuflash import _configs, _tuning
 from cuflash._device import Gpu
-from cuflash._kernels import KernelSpec, spec
+from cuflash._kernels import KernelSpec, runs_on, spec
 from cuflash._problem.attention import Problem
 from cuflash.errors import UnsupportedError
 
-THREADS = 128  # of a block, in every kernel here
+THREADS = 128  # of a block, in every kernel without tensor cores
 WARPS = THREADS // 32
 PREPARE_ROWS = 32  # that a block of bwd_prepare takes
 SINKS_NUMBERS = 8  # that a block of bwd_sinks keeps in shared memory
@@ -78,15 +78,29 @@ class BackwardPlan(NamedTuple):
 def plan_forward(problem: Problem, gpu: Gpu, totals: Totals = None) -> ForwardPlan:
     """A forward pass; where dv is 0 for what it finds of each row alone."""
     check_sizes(problem, totals)
-    variant = _configs.fwd_simt(problem.dtype, problem.d, problem.dv)
+    kernel, variant = _choose_forward(problem, gpu)
     q_tiles = _count_tiles(problem.lq, variant.tiles.q_tile, problem, totals and totals[0])
-    step = _step(problem, "fwd_simt", variant, q_tiles * problem.hq * _entries(problem, totals))
+    step = _step(problem, kernel, variant, q_tiles * problem.hq * _entries(problem, totals))
+    units = say_units(problem, gpu)
+    if isinstance(variant, _configs.Mma):
+        units = f"products on the tensor cores of {gpu.arch}, sums in float32"
     tile = variant.tiles
     why = (
-        f"fwd_simt: a block owns {tile.q_tile} queries of one head and walks the keys that they see, {tile.kv_tile} at "
-        f"a time; {_busy(step, gpu)}; {say_units(problem, gpu)}"
+        f"{kernel}: a block owns {tile.q_tile} queries of one head and walks the keys that they see, {tile.kv_tile} at "
+        f"a time; {_busy(step, gpu)}; {units}"
     )
     return ForwardPlan(step, q_tiles, 0, why)
+
+
+def _choose_forward(problem: Problem, gpu: Gpu) -> tuple[str, _configs.Mma | _configs.Simt]:
+    """Tensor cores for 16-bit numbers, as far as there are tiles for the dims."""
+    p = problem
+    if p.d and p.dv:
+        for variant in _configs.fwd_mma(p.dtype, p.d, p.dv):
+            fits = variant.tiles.smem_bytes <= gpu.smem_block
+            if fits and runs_on(KernelSpec("fwd_mma", variant.config), gpu.arch):
+                return "fwd_mma", variant
+    return "fwd_simt", _configs.fwd_simt(p.dtype, p.d, p.dv)
 
 
 @lru_cache(maxsize=1024)
@@ -192,8 +206,9 @@ def _entries(problem: Problem, totals: Totals) -> int:
     return prod(problem.batch) if totals is None else 1
 
 
-def _step(problem: Problem, kernel: str, variant: _configs.Simt, grid: int) -> Step:
-    return Step(KernelSpec(kernel, variant.config), check_grid(problem, grid), variant.tiles.smem_bytes)
+def _step(problem: Problem, kernel: str, variant: _configs.Simt | _configs.Mma, grid: int) -> Step:
+    threads = 32 * variant.tiles.warps if isinstance(variant, _configs.Mma) else THREADS
+    return Step(KernelSpec(kernel, variant.config), check_grid(problem, grid), variant.tiles.smem_bytes, threads)
 
 
 def check_grid(problem: Problem, grid: int) -> int:

@@ -6,10 +6,11 @@ function is called `cuflash_<name>`. A variant is a kernel with the values of it
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from cuflash import _configs, _params
+from cuflash import _configs, _params, _tuning
+from cuflash._device import capability
 from cuflash.errors import ProblemError
 
 Value = int | bool | str
@@ -44,6 +45,7 @@ class Kernel(NamedTuple):
     config: str  # type of its template argument, in namespace cf
     params: _params.Struct  # what a launch hands over
     configs: Callable[[Wanted], Iterable[Config]]  # all that calls with these launch
+    least: Mapping[str, int] = {}  # by dtype, the compute capability that has its instructions: 80 is 8.0
 
 
 def spec(kernel: str, **config: Value) -> KernelSpec:
@@ -84,6 +86,15 @@ def _shorten(member: tuple[str, Value]) -> str:
     return value.rpartition("::")[2] if isinstance(value, str) else f"{name}{value}"
 
 
+def runs_on(variant: KernelSpec, arch: str) -> bool:
+    """Whether an architecture has the instructions of a variant.
+
+    >>> runs_on(spec("fwd_mma", dtype="Dtype::bfloat16"), "sm_75")
+    False
+    """
+    return KERNELS[variant.kernel].least.get(str(dict(variant.config).get("dtype")), 0) <= capability(arch)
+
+
 def variants(
     dtypes: Iterable[str] | None = None, head_dims: Iterable[int] | None = None, features: Iterable[str] | None = None
 ) -> list[KernelSpec]:
@@ -112,6 +123,22 @@ def _among(argument: str, given: Iterable | None, known: tuple[str, ...] | range
             expected = f"{known[0]} to {known[-1]}" if isinstance(known, range) else ", ".join(known)
             raise ProblemError(f"warmup: `{argument}` has {one!r}, but must be among {expected}")
     return chosen
+
+
+def _fwd_mma(wanted: Wanted) -> Iterable[Config]:
+    """Of each pair of dims that is no wider than a wanted one; where one is narrower, the widest of its class."""
+    pairs = [
+        pair
+        for dim in wanted.head_dims
+        for head, value in _tuning.FWD_MMA
+        for pair in ((dim, min(dim, value)), (min(dim, head), dim))
+    ]
+    return (
+        variant.config
+        for dtype in wanted.dtypes
+        for d, dv in dict.fromkeys(pairs)
+        for variant in _configs.fwd_mma(dtype, d, dv)
+    )
 
 
 def _by_dim(simt: Callable[[str, int], _configs.Simt]) -> Callable[[Wanted], Iterable[Config]]:
@@ -158,6 +185,9 @@ def _always(**members: int) -> Callable[[Wanted], Iterable[Config]]:
 
 
 KERNELS: dict[str, Kernel] = {
+    "fwd_mma": Kernel(
+        "fwd_mma.cu", "FwdMma", "MmaConfig", _params.FWD, _fwd_mma, {"Dtype::float16": 75, "Dtype::bfloat16": 80}
+    ),
     "fwd_simt": Kernel("fwd_simt.cu", "FwdSimt", "SimtConfig", _params.FWD, _by_dims(_configs.fwd_simt)),
     "bwd_prepare": Kernel("bwd_prepare.cu", "BwdPrepare", "ElementConfig", _params.BWD_PREPARE, _dtype_alone),
     "bwd_q_simt": Kernel("bwd_q_simt.cu", "BwdQSimt", "GradientConfig", _params.BWD_Q, _by_dims(_configs.bwd_q_simt)),

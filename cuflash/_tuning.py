@@ -36,6 +36,21 @@ BLOCK_WORK_LEAST = 4_000_000
 # and 1.3 ms, 25 M 0.7 and 0.8, 34 M 4.6 and 4.4, 50 M 1.5 and 1.4, 67 M 4.2 and 3.3).
 SMALL_WORK = 50_000_000
 
+# fwd_mma: (columns of q and k, of v) to rows of queries and keys of a tile, warps, blocks that a multiprocessor is to
+# hold, bytes of shared memory. The first row is taken that a block of the device has shared memory for; two row tiles
+# for a warp (128 queries for 4 warps) halve what it reads from shared memory, which bounds 64 x 64. None was timed on a
+# GPU yet; none spills on an architecture that takes it (sm_75 takes 64 queries at 128 columns: 64 bytes with 128).
+MmaTable = dict[tuple[int, int], tuple[tuple[int, int, int, int, int], ...]]
+FWD_MMA: MmaTable = {
+    (32, 32): ((128, 64, 4, 3, 20864),),
+    (64, 64): ((128, 64, 4, 2, 33152),),
+    (96, 96): ((128, 64, 4, 2, 49536),),
+    (128, 128): ((128, 64, 4, 2, 65920), (64, 64, 4, 2, 49536)),
+    (192, 128): ((128, 64, 8, 1, 90496), (64, 32, 4, 1, 45440)),
+    (192, 192): ((128, 64, 8, 1, 98688), (64, 32, 4, 1, 49536)),
+    (256, 256): ((128, 64, 8, 1, 131456), (128, 32, 8, 1, 98688), (64, 16, 4, 1, 49536)),
+}
+
 # GPU kernels without tensor cores: (bytes of an element, columns that a block keeps in registers) to queries and keys
 # of a tile, blocks that a multiprocessor is to hold, and bytes of shared memory. None was timed on a GPU yet. Blocks
 # are the most that compile without a spill on every architecture (bytes spilled by fwd_simt with one more, at 64, 128,

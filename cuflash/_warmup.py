@@ -73,7 +73,9 @@ def warmup(
     archs = [_device_arch()] if arch is None else [_exact(name) for name in _as_list(arch)]
     if out is not None and archs == [None]:
         raise ProblemError("warmup: `out` is given, but there is no GPU to compile for; `arch` says for which")
-    jobs = [(variant, one) for one in archs if one is not None for variant in variants]
+    jobs = [
+        (variant, one) for one in archs if one is not None for variant in variants if _kernels.runs_on(variant, one)
+    ]
     if not jobs:
         return
     from cuflash._runtime import images

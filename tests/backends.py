@@ -131,7 +131,7 @@ class EmulatorBackend(Backend):
         """Of 64 columns, and parts of 32 keys in decoding; wider operands keep their tiles."""
         from cuflash import _configs, _gpu_decode_plan, _gpu_plan, _tuning
 
-        plans = [_configs.fwd_simt, _configs.bwd_q_simt, _configs.bwd_kv_simt, _configs.bwd_bias_simt]
+        plans = [_configs.fwd_mma, _configs.fwd_simt, _configs.bwd_q_simt, _configs.bwd_kv_simt, _configs.bwd_bias_simt]
         plans += [_configs.weights_simt, _configs.decode_simt, _gpu_plan.plan_forward, _gpu_plan.plan_weights]
         plans += [_gpu_plan.plan_backward, _gpu_decode_plan.plan_decode]
         small = {name: getattr(_tuning, name) | table for name, table in SMALL_TABLES.items()}
@@ -144,6 +144,7 @@ class EmulatorBackend(Backend):
 
 # Queries, keys, blocks of a multiprocessor, bytes of shared memory: the smallest tiles that kernels compile with.
 SMALL_TABLES = {
+    "FWD_MMA": {(32, 32): ((32, 16, 2, 2, 5504),), (64, 64): ((32, 16, 2, 2, 8576),)},
     "FWD_SIMT": {(2, 64): (16, 16, 2, 6176), (4, 64): (16, 16, 2, 6176), (8, 64): (16, 16, 2, 7216)},
     "BWD_Q_SIMT": {(2, 64): (16, 16, 2, 6368), (4, 64): (16, 16, 2, 6368), (8, 64): (16, 16, 2, 7536)},
     "BWD_KV_SIMT": {(2, 64): (16, 32, 2, 10976), (4, 64): (16, 32, 2, 10976), (8, 64): (16, 16, 2, 7536)},

@@ -99,6 +99,39 @@ def many_features(p):
     p.attention(q, k, v, scale=1 / 64)
 
 
+def tensor_cores(p):
+    """float16: several tiles of queries and keys with tails of rows and columns, rows that see nothing."""
+    q, k, v = (x.astype(np.float16) for x in p.qkv(1, 4, 2, 70, 61, d=40, dv=24))
+    p.attention(q, k, v)
+    p.attention(q, k, v, causal=True, window=(20, 0))
+
+
+def tensor_empty(p):
+    """A tile of queries that sees no key: its queries are on their way when it ends."""
+    q, k, v = (x.astype(np.float16) for x in p.qkv(1, 1, 1, 45, 10, d=8))
+    p.attention(q, k, v, causal=True)
+
+
+def tensor_options(p):
+    """All that a score passes through, sinks that outweigh the keys, and scores that fall as products rise."""
+    q, k, v = (x.astype(np.float16) for x in p.qkv(1, 2, 2, 45, 40, d=8))
+    options = {"softcap": 1.5, "bias": p.normal(2, 45, 40), "sinks": np.array([0.5, 9], np.float32)}
+    p.attention(q, k, v, mask=p.rng.random((45, 40)) < 0.6, **options)
+    p.attention(q, k, v, scale=-2)
+
+
+def tensor_unaligned(p):
+    """Rows that do not start at multiples of 16 bytes."""
+    p.attention(*(x.astype(np.float16) for x in p.qkv(1, 2, 1, 20, 40, d=9, dv=7)))
+
+
+def tensor_growth(p):
+    """Scores that rise by hundreds from tile to tile."""
+    q, k, v = p.qkv(1, 1, 1, 20, 64, d=8)
+    q[..., 0], k[..., 0] = 4, np.arange(64) / 2
+    p.attention(*(x.astype(np.float16) for x in (q, k, v)), scale=1.5)
+
+
 def masked(p):
     """Windows that begin and end inside tiles, at their edges, and leave whole ones out."""
     q, k, v = p.qkv(1, 1, 1, 32, 48)

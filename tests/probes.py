@@ -202,6 +202,29 @@ def make_functions(dtype, count=2000):
     return Probe("functions", fields, expected, -(-count // THREADS), config=dtype_config(dtype), ulps=ULPS)
 
 
+def make_ex2(count=2000):
+    x = common(np.random.default_rng(14), count, (-20, 7)).astype(np.float32)
+    x[:8] = 0, -0.0, np.inf, -np.inf, np.nan, 1, -200, 130
+    y = np.exp2(x.astype(np.float64))
+    y[y < 2.0**-126] = 0
+    fields = {"x": x, "y": Out(x.shape, np.float32), "count": count}
+    return Probe("ex2", fields, {"y": y}, -(-count // THREADS), ulps=2)
+
+
+def make_mma_products(dtype, stride):
+    """With a stride that is no multiple of 8 numbers nothing is copied in vectors."""
+    rng, depth, columns = np.random.default_rng(15), 21, 19
+    a, b, v = (rng.integers(-2, 3, (rows, stride)).astype(np.float32) for rows in (64, 32, 32))
+    s = a[:, :depth] @ b[:, :depth].T + np.arange(64)[:, None] - np.arange(32)
+    out = NARROW[dtype]((s @ v[:, :columns]).astype(np.float32))
+    expected = {"tops": s.max(axis=1).astype(np.float32), "sums": s.sum(axis=1).astype(np.float32), "out": out}
+    fields = {name: NARROW[dtype](x) for name, x in (("a", a), ("b", b), ("v", v))}
+    fields |= {"tops": Out((64,), np.float32), "sums": Out((64,), np.float32), "out": Out(out.shape, np.uint16)}
+    fields |= {"depth": depth, "columns": columns, "stride": stride}
+    smem_bytes = 2 * 32 * (64 + 64 + 32 + 32) + 4 * 16 * THREADS
+    return Probe("mma_products", fields, expected, smem_bytes=smem_bytes, config=dtype_config(dtype))
+
+
 def make_codes(name):
     rng = np.random.default_rng(4)
     known = np.arange(256).astype(np.uint8 if name == "float8_e4m3fn" else np.int8)
@@ -348,13 +371,17 @@ def make_ticket(groups=3, parts=5):
 
 def _by_dtype(make, dtypes=FLOATS, **options):
     name = make.__name__.removeprefix("make_")
-    return {f"{name}-{'-'.join([dtype, *options])}": partial(make, dtype, **options) for dtype in dtypes}
+    said = [key if value is True else f"{key}{value}" for key, value in options.items()]
+    return {"-".join([name, dtype, *said]): partial(make, dtype, **options) for dtype in dtypes}
 
 
 MAKERS = {
     **_by_dtype(make_convert, STORED),
     **_by_dtype(make_arithmetic),
     **_by_dtype(make_functions),
+    "ex2": make_ex2,
+    **_by_dtype(make_mma_products, NARROW, stride=24),
+    **_by_dtype(make_mma_products, NARROW, stride=21),
     **_by_dtype(make_codes, ("int8", "float8_e4m3fn")),
     **_by_dtype(make_shuffle),
     **_by_dtype(make_row_reduce),

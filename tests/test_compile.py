@@ -6,6 +6,7 @@ at least; TEST_LEVEL=2 compiles all for all. What has been compiled is kept by c
 
 import functools
 import re
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -53,13 +54,29 @@ def chosen(level):
     of_kernel = {}
     for variant in matrix_variants():
         of_kernel.setdefault(variant.kernel, []).append(variant)
+    pairs = {(variant, arch) for group in of_kernel.values() for variant in group for arch in planned(variant)}
     if level > 1:
-        return {(variant, arch) for group in of_kernel.values() for variant in group for arch in ARCHS}
-    return {
-        (group[i % len(group)], ARCHS[i % len(ARCHS)])
-        for group in of_kernel.values()
-        for i in range(max(len(group), len(ARCHS)))
-    }
+        return pairs
+    some = set()
+    for group in of_kernel.values():
+        for i, variant in enumerate(group):
+            archs = planned(variant)
+            some.add((variant, ARCHS[i % len(ARCHS)] if ARCHS[i % len(ARCHS)] in archs else archs[i % len(archs)]))
+        for i, arch in enumerate(ARCHS):
+            fitting = [variant for variant in group if (variant, arch) in pairs]
+            some.add((fitting[i % len(fitting)], arch))
+    return some
+
+
+def planned(variant):
+    """The architectures for which a variant is chosen: they have its instructions, and it is the first that fits."""
+    if variant.kernel != "fwd_mma":
+        return ARCHS
+    config = dict(variant.config)
+    dims = config["head_dim"], config["value_dim"]
+    rows = [(one.config, one.tiles.smem_bytes) for one in _configs.fwd_mma(config["dtype"].partition("::")[2], *dims)]
+    fitting = {arch: [row for row, size in rows if size <= SMEM_BLOCK[arch]] for arch in ARCHS}
+    return [arch for arch in ARCHS if fitting[arch][:1] == [variant.config] and _kernels.runs_on(variant, arch)]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -98,7 +115,7 @@ def in_threads(work, given):
 def test_the_register_is_covered():
     """Each kernel, dtype and class; at every level each variant, and each kernel for each architecture."""
     variants, everything = matrix_variants(), _kernels.variants()
-    assert len(variants) == len(set(variants)) <= 120
+    assert len(variants) == len(set(variants)) <= 140
 
     def kinds(some):
         keys = ("dtype", "value_dim", "columns")
@@ -106,7 +123,7 @@ def test_the_register_is_covered():
 
     assert kinds(variants) == kinds(everything)
     assert {variant for variant in everything if variant.kernel != "decode_simt"} <= set(variants)
-    assert len(chosen(2)) == len(variants) * len(ARCHS)
+    assert len(chosen(2)) == sum(len(planned(variant)) for variant in variants)
     for level in (1, 2):
         pairs = chosen(level)
         assert {variant for variant, _ in pairs} == set(variants)
@@ -200,3 +217,35 @@ def test_the_plain_path_is_mostly_products(arch):
     # If the loops were others than those stated, their products would not be those that the tile has.
     assert PRODUCTS <= counts["FFMA"] <= 1.2 * PRODUCTS, counts
     assert PRODUCTS / counts.total() >= 0.4, counts
+
+
+def rows_of_fwd_mma():
+    """Pairs of a variant, and an architecture that it is chosen for: at TEST_LEVEL=1 of d = dv = 128."""
+    variants = [variant for variant in matrix_variants() if variant.kernel == "fwd_mma"]
+    if TEST_LEVEL == 1:
+        variants = [variant for variant in variants if dict(variant.config)["head_dim"] == 128]
+    return [
+        (variant, arch) for variant in variants for arch in planned(variant) if arch in ("sm_80", "sm_90a", "sm_120")
+    ]
+
+
+def test_fwd_mma_feeds_the_tensor_cores():
+    """Each product once; a load for every four of them where a warp has 32 rows; nothing through local memory."""
+    disassembler = sass.find_disassembler()
+    if disassembler is None:
+        pytest.skip("no nvdisasm: pip install nvidia-cuda-nvdisasm for the count of fwd_mma's instructions")
+    rows = rows_of_fwd_mma()
+    codes = in_threads(lambda row: sass.disassemble(disassembler, images.obtain(*row).image), rows)
+    for (variant, arch), code in zip(rows, codes, strict=True):
+        config, counts = dict(variant.config), Counter(code.names)
+        kv_tile, threads = config["kv_tile"], 32 * config["warps"]
+        row_tiles, dims = config["q_tile"] // 16 // config["warps"], config["head_dim"] + config["value_dim"]
+        copied = (config["q_tile"] + 2 * kv_tile) * config["head_dim"] + kv_tile * config["value_dim"]
+        expected = {
+            "HMMA": row_tiles * (kv_tile // 8) * (config["head_dim"] // 16 + config["value_dim"] // 16),
+            "LDSM": row_tiles * config["head_dim"] // 16 + (kv_tile // 16) * dims // 16,
+            "LDGSTS": copied // 8 // threads,  # of 16 bytes: q, keys before the loop and in it, values
+            "LDL": 0,
+            "STL": 0,
+        }
+        assert {name: counts[name] for name in expected} == expected, (variant, arch)

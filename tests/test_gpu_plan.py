@@ -55,8 +55,9 @@ def steps(problem, gpu):
 @given(problems(), gpus)
 def test_every_step_fits_every_gpu_and_is_a_variant_of_the_register(problem, gpu):
     for step in steps(problem, gpu):
-        assert 0 <= step.smem_bytes <= min(SMEM_OF_ALL, gpu.smem_block)
-        assert step.threads == 128
+        on_tensor_cores = step.spec.kernel == "fwd_mma"
+        assert 0 <= step.smem_bytes <= (gpu.smem_block if on_tensor_cores else min(SMEM_OF_ALL, gpu.smem_block))
+        assert step.threads == (32 * dict(step.spec.config)["warps"] if on_tensor_cores else 128)
         assert 0 <= step.grid <= _gpu_plan.BLOCKS_MOST
         assert _kernels.instance(step.spec).startswith(f"cf::{_kernels.KERNELS[step.spec.kernel].struct}<")
         assert step.spec in known_variants(problem.dtype)
@@ -89,7 +90,7 @@ def query_tiles(problem, q_tiles, q_tile, grid, starts=None):
 @given(problems(), gpus)
 def test_every_query_of_every_head_has_one_block(problem, gpu):
     p, plan, backward = problem, _gpu_plan.plan_forward(problem, gpu), _gpu_plan.plan_backward(problem, gpu)
-    q_tile = _configs.fwd_simt(p.dtype, p.d, p.dv).tiles.q_tile
+    q_tile = dict(plan.forward.spec.config)["q_tile"]
     entries = range(int(np.prod(p.batch)))
     expected = [(entry, head, row) for entry in entries for head in range(p.hq) for row in range(0, p.lq, q_tile)]
     assert sorted(query_tiles(p, plan.q_tiles, q_tile, plan.forward.grid)) == expected
@@ -166,12 +167,37 @@ def test_a_bias_that_many_share_is_summed_in_parts():
     [
         ({}, "fwd_simt: a block owns 64 queries of one head and walks the keys that they see, 64 at a time; 4 block(s) "
              "for 132 multiprocessors; arithmetic in float32 on the plain units of sm_90a"),
+        ({"dtype": "bfloat16"}, "fwd_mma: a block owns 128 queries of one head and walks the keys that they see, 64 at "
+                                "a time; 2 block(s) for 132 multiprocessors; products on the tensor cores of sm_90a"),
         ({"dtype": "float64", "dv": 200}, "a block owns 16 queries of one head and walks the keys that they see, 32"),
         ({"dtype": "float64"}, "arithmetic in float64"),
     ],
 )  # fmt: skip
 def test_a_plan_says_why(sizes, words):
     assert words in _gpu_plan.plan_forward(make_problem(**sizes), GPUS[2]).why
+
+
+@pytest.mark.parametrize(
+    ("sizes", "gpu", "tiles"),
+    [
+        ({"dtype": "float16"}, GPUS[0], (64, 64, 128, 64)),
+        ({"dtype": "bfloat16"}, GPUS[0], None),  # 7.5 has no such instruction
+        ({"dtype": "float16", "d": 80, "dv": 8}, GPUS[2], (96, 96, 128, 64)),
+        ({"dtype": "bfloat16", "d": 192, "dv": 128}, GPUS[2], (192, 128, 128, 64)),
+        ({"dtype": "bfloat16", "d": 129, "dv": 129}, GPUS[2], (192, 192, 128, 64)),
+        ({"dtype": "float16", "d": 256}, GPUS[2], (256, 256, 128, 64)),
+        ({"dtype": "float16", "d": 256}, Gpu("sm_89", sms=128, smem_block=99 << 10), (256, 256, 128, 32)),
+        ({"dtype": "float16", "d": 128}, GPUS[0], (128, 128, 64, 64)),  # 64 KB of shared memory
+        ({"dtype": "float16", "d": 257}, GPUS[2], None),
+        ({"dtype": "float16", "dv": 0}, GPUS[2], None),
+        ({"dtype": "float32"}, GPUS[2], None),
+    ],
+)
+def test_tensor_cores_are_used_where_there_are_tiles_for_them(sizes, gpu, tiles):
+    spec = _gpu_plan.plan_forward(make_problem(**sizes), gpu).forward.spec
+    assert spec.kernel == ("fwd_simt" if tiles is None else "fwd_mma")
+    if tiles is not None:
+        assert tuple(map(dict(spec.config).get, ("head_dim", "value_dim", "q_tile", "kv_tile"))) == tiles
 
 
 def test_a_plan_for_gradients_and_weights_says_why():
@@ -211,17 +237,21 @@ def test_threads_and_shared_memory_are_those_of_the_kernels():
     from cupy.cuda import nvrtc
 
     problem = make_problem(sinks=True, bias=(200,))
-    dims = (64, 128, 256, 512)
+    dims = [(dim, dim) for dim in (64, 128, 256, 512)] + list(_tuning.FWD_MMA)
+    small = Gpu("sm_89", sms=128, smem_block=99 << 10)
     found = {
         step
         for dtype in DTYPES
-        for dim in dims
-        for step in steps(problem._replace(dtype=dtype, d=dim, dv=dim), GPUS[2])
+        for d, dv in dims
+        for gpu in (GPUS[0], GPUS[2], small)
+        for step in steps(problem._replace(dtype=dtype, d=d, dv=dv), gpu)
     }
     found |= {_gpu_plan.sum_axes_step(dtype, 1) for dtype in ("float32", "float64")}
     found |= {_gpu_plan.merge_step(dtype, 1) for dtype in DTYPES}
     found |= {_gpu_plan.rotary_step(dtype, 1, 1, 1, 2, 2) for dtype in DTYPES}
     checked = {step.spec: step for step in found}
+    rows = sum(len(rows) for rows in _tuning.FWD_MMA.values())
+    assert len([spec for spec in checked if spec.kernel == "fwd_mma"]) >= rows
     assert {spec.kernel for spec in checked} >= {"fwd_simt", "bwd_q_simt", "bwd_kv_simt", "bwd_bias_simt", "bwd_sinks"}
     assert len(checked) >= 4 * (4 + 4 + 2 + 1 + 1)
     text = "".join(f'#include "{_kernels.KERNELS[name].file}"\n' for name in sorted({spec.kernel for spec in checked}))

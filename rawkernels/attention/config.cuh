@@ -24,6 +24,14 @@ struct GradientConfig {
 // features (cuflash/_configs.py). 16-bit results are too coarse to gain from it.
 template <Dtype DTYPE, int COLUMNS> constexpr bool TWO_STEPS = sizeof(Storage<DTYPE>) > 2 && COLUMNS != 64;
 
+// Kernels on tensor cores.
+struct MmaConfig {
+    Dtype dtype;
+    int head_dim, value_dim;    // d and dv, rounded up to multiples of 32
+    int q_tile, kv_tile, warps;
+    int blocks;
+};
+
 // Kernels that pass over an array element by element.
 struct ElementConfig {
     Dtype dtype;

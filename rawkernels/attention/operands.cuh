@@ -1,6 +1,6 @@
 // operands.cuh -- what one query head of a sequence reads, as matrices: all its queries, and the keys that are real.
 #pragma once
-#include "../core/simt_tile.cuh"
+#include "../core/matrix.cuh"
 #include "mask.cuh"
 #include "score.cuh"
 

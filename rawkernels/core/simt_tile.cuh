@@ -12,6 +12,7 @@
 // numbers are 16 bytes. A row is padded by as much, so that eight threads that read eight rows touch all 32 banks.
 #pragma once
 #include "convert.cuh"
+#include "matrix.cuh"
 
 namespace cf {
 
@@ -30,13 +31,6 @@ template <typename A, int ROW_COUNT, int COL_COUNT, int PAD = SIMT_VEC<A>> struc
     __device__ __forceinline__ SimtVec<A> vec(int row, int col) const {
         return *reinterpret_cast<const SimtVec<A>*>(data + row * STRIDE + col);
     }
-};
-
-// A matrix in an array. What lies beyond `rows` and `cols` counts as 0 and is not read. Strides in elements.
-template <typename T> struct Matrix {
-    const T* data;
-    int64_t row_stride, col_stride;
-    int rows, cols;
 };
 
 template <typename A> struct Simt {

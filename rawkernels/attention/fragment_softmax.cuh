@@ -1,0 +1,87 @@
+// fragment_softmax.cuh -- softmax(s) @ v over tiles of keys, as online_softmax.cuh has it, for the fragments of
+// core/mma_tile.cuh. Two things differ, both for speed:
+//
+//   - weights are powers of 2, (s - base) * factor being the exponent, so that a score takes one product and one ex2;
+//   - `base` follows the maximum of a row only when that has outgrown it by a factor of 256. Weights are then at most
+//     256, sums and outputs are taken relative to the same base throughout, and so the result is the same; most tiles
+//     need not touch the output (FlashAttention-4's rule).
+#pragma once
+#include "../core/mma_tile.cuh"
+
+namespace cf {
+
+constexpr float LOG2_E = 1.4426950408889634f;
+
+// State of the 2 M rows of a lane. `sum` is over the lane's own columns until `finish`. A row that has seen no key has
+// base -inf and sum 0, and ends as output 0 and lse -inf.
+template <typename Units, int M> struct FragmentSoftmax {
+    static constexpr float GROWTH = 8;  // of the exponent, before base follows
+    float base[M][2], sum[M][2];
+
+    __device__ __forceinline__ void start() {
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) { base[m][half] = -infinity<float>(); sum[m][half] = 0; }
+    }
+
+    // Scores become weights in place; o is scaled where base moves. `factor` is positive.
+    template <int N, int C>
+    __device__ __forceinline__ void step(float (&s)[M][N][4], float (&o)[M][C][4], float factor) {
+#pragma unroll
+        for (int m = 0; m < M; ++m) {
+            float top[2];
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float x = -infinity<float>();
+#pragma unroll
+                for (int n = 0; n < N; ++n) x = largest(largest(x, s[m][n][2 * half]), s[m][n][2 * half + 1]);
+                top[half] = Units::quad_max(x);
+            }
+            // False where both are -inf.
+            const bool grown = (top[0] - base[m][0]) * factor > GROWTH || (top[1] - base[m][1]) * factor > GROWTH;
+            if (__any_sync(ALL_LANES, grown)) move(m, o[m], top, factor);
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const float shift = finite(base[m][half]) * factor;
+                float tile_sum = 0;
+#pragma unroll
+                for (int n = 0; n < N; ++n)
+#pragma unroll
+                    for (int i = 2 * half; i < 2 * half + 2; ++i)
+                        tile_sum += s[m][n][i] = ptx::ex2(s[m][n][i] * factor - shift);
+                sum[m][half] += tile_sum;
+            }
+        }
+    }
+
+    // The lse of a row, `unit` being what 1 of a score is worth in it, and what its output is to be multiplied by.
+    // `sink` is a logit that carries no value, or -inf.
+    struct Finished { float lse, share; };
+    __device__ __forceinline__ Finished finish(int m, int half, float unit, float sink) const {
+        const float weights = Units::quad_sum(sum[m][half]);
+        const float own = weights == 0 ? -infinity<float>() : base[m][half] * unit;
+        const float top = largest(own, sink), shift = finite(top);
+        const float scale = ptx::ex2((own - shift) * LOG2_E);
+        const float total = weights * scale + ptx::ex2((sink - shift) * LOG2_E);
+        return {total == 0 ? -infinity<float>() : top + logf(total), total == 0 ? 0.0f : scale / total};
+    }
+
+  private:
+    template <int C>
+    __device__ __forceinline__ void move(int m, float (&o)[C][4], const float (&top)[2], float factor) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+            const float next = largest(base[m][half], top[half]);
+            const float shrink = ptx::ex2((base[m][half] - finite(next)) * factor);
+            base[m][half] = next;
+            sum[m][half] *= shrink;
+#pragma unroll
+            for (int n = 0; n < C; ++n) { o[n][2 * half] *= shrink; o[n][2 * half + 1] *= shrink; }
+        }
+    }
+    // Stands in for a maximum that there is none of, so that -inf is never subtracted from -inf.
+    static __device__ __forceinline__ float finite(float x) { return x == -infinity<float>() ? 0.0f : x; }
+};
+
+}  // namespace cf
