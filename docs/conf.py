@@ -11,6 +11,7 @@ import tables
 import cuflash
 
 tables.write()
+tables.write_kernels()
 
 project = "cuflash"
 author = "The cuflash developers"
