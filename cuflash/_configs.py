@@ -38,11 +38,28 @@ class MmaTiles(NamedTuple):
     smem_bytes: int  # of a block
 
 
+class DecodeTiles(NamedTuple):
+    """The same for decoding."""
+
+    q_tile: int
+    stages: int  # tiles of keys that a warp has under way
+    warps: int
+    blocks: int
+    smem_bytes: int
+
+
 class Mma(NamedTuple):
     """A variant of a kernel on tensor cores."""
 
     config: tuple[tuple[str, int | bool | str], ...]  # members in the order of C++
     tiles: MmaTiles
+
+
+class DecodeMma(NamedTuple):
+    """The same for decoding."""
+
+    config: tuple[tuple[str, int | bool | str], ...]
+    tiles: DecodeTiles
 
 
 class Simt(NamedTuple):
@@ -111,13 +128,25 @@ def decode_simt(dtype: str, codes: str, d: int, dv: int, rows: int) -> Simt:
     return Simt((*members.items(), *_members(tiles)), columns, tiles)
 
 
+@lru_cache(maxsize=1024)
+def decode_mma(dtype: str, d: int, dv: int, rows: int) -> DecodeMma | None:
+    """decode_mma for so many queries of a key/value head, in the fewest tiles; None where there is none."""
+    columns = next((most for most in _tuning.DECODE_MMA if max(d, dv) <= most), None)
+    if ITEMSIZES[dtype] != 2 or columns is None:
+        return None
+    known = [DecodeTiles(*tiles) for tiles in _tuning.DECODE_MMA[columns]]
+    tiles = next((one for one in known if rows <= one.q_tile), known[-1])
+    members: Members = {"dtype": f"Dtype::{dtype}", "head_dim": columns, "value_dim": columns}
+    return DecodeMma((*members.items(), *_members(tiles)), tiles)
+
+
 def _simt(table: _tuning.Table, dtype: str, columns: int, /, **member: int) -> Simt:
     tiles = Tiles(*table[ITEMSIZES[dtype], columns])
     members: Members = {"dtype": f"Dtype::{dtype}", **member}
     return Simt((*members.items(), *_members(tiles)), columns, tiles)
 
 
-def _members(tiles: Tiles | MmaTiles) -> list[tuple[str, int]]:
+def _members(tiles: Tiles | MmaTiles | DecodeTiles) -> list[tuple[str, int]]:
     """What of a row is compiled in: all but the bytes of shared memory that follow from it."""
     return list(tiles._asdict().items())[:-1]
 

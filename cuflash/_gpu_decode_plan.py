@@ -13,21 +13,21 @@ from typing import NamedTuple
 from cuflash import _configs, _gpu_plan
 from cuflash._device import Gpu
 from cuflash._gpu_plan import Step
-from cuflash._kernels import KernelSpec, spec
+from cuflash._kernels import KernelSpec, runs_on, spec
 from cuflash._params import PLACES
 from cuflash._problem.attention import Problem
 
 APPEND_VECTORS = 32  # keys and values that a block of kv_append takes
 APPEND_SMEM_BYTES = 4
 FIRST_QUERIES = 32  # of a key/value head, for which a workspace suffices that was made with its cache
-PART_ROW_KEYS = 64  # a part has so many keys for each query that a block has room for
+PART_ROW_KEYS = 64  # a part has so many keys for each query of a block, of which it counts as having
+PART_ROWS_LEAST = 4  # at least so many
 
 
 class DecodePlan(NamedTuple):
     """A decoding step over a cache."""
 
-    spec: KernelSpec
-    smem_bytes: int  # of a block
+    step: Step  # the launch for sequences that fill the cache
     tiles: int  # of queries, over all sequences and key/value heads
     part_keys: int
     parts: int  # that a sequence as long as the cache allows is cut into
@@ -42,28 +42,37 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     _gpu_plan.check_sizes(problem, None)
     p = problem
     rows = p.group * p.lq
-    variant = _configs.decode_simt(p.dtype, p.stored or "none", p.d, p.dv, rows)
+    kernel, variant = _choose(problem, gpu, rows)
     tile = variant.tiles
-    part_keys = part_size(tile.q_tile)
+    part_keys = part_size(rows, tile.q_tile)
     parts = count_parts(p, part_keys, p.lk)
     tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
     _gpu_plan.check_grid(p, tiles * parts)
     numbers = p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
     cut = f"into {p.splits} part(s), as asked" if p.splits else f"every {part_keys}"
     why = (
-        f"decode_simt: a block owns {tile.q_tile} of the {rows} queries that share a key/value head, and a part of "
+        f"{kernel}: a block owns {tile.q_tile} of the {rows} queries that share a key/value head, and a part of "
         f"their keys, which are cut {cut}; the last block of a sequence to be done merges its parts; "
         f"{tiles * parts} block(s) where all sequences fill the cache, for {gpu.sms} multiprocessors; "
-        f"{_gpu_plan.say_units(p, gpu)}"
+        f"{_gpu_plan.say_units(p, gpu, variant)}"
     )
-    return DecodePlan(
-        KernelSpec("decode_simt", variant.config), tile.smem_bytes, tiles, part_keys, parts, tiles, numbers, why
-    )
+    step = Step(KernelSpec(kernel, variant.config), tiles * parts, tile.smem_bytes, _gpu_plan.threads_of(variant))
+    return DecodePlan(step, tiles, part_keys, parts, tiles, numbers, why)
 
 
-def part_size(q_tile: int) -> int:
+def _choose(problem: Problem, gpu: Gpu, rows: int) -> tuple[str, _configs.DecodeMma | _configs.Simt]:
+    """Tensor cores for 16-bit numbers stored as such, as far as there are tiles for the dims."""
+    p = problem
+    variant = _configs.decode_mma(p.dtype, p.d, p.dv, rows) if p.stored is None and p.d and p.dv else None
+    fits = variant is not None and variant.tiles.smem_bytes <= gpu.smem_block
+    if variant is not None and fits and runs_on(KernelSpec("decode_mma", variant.config), gpu.arch):
+        return "decode_mma", variant
+    return "decode_simt", _configs.decode_simt(p.dtype, p.stored or "none", p.d, p.dv, rows)
+
+
+def part_size(rows: int, q_tile: int) -> int:
     """Keys of a part: the more queries a block has, the more, so that partial results stay few beside the keys."""
-    return PART_ROW_KEYS * q_tile
+    return PART_ROW_KEYS * min(q_tile, max(PART_ROWS_LEAST, 1 << (rows - 1).bit_length()))
 
 
 def count_parts(problem: Problem, part_keys: int, limit: int) -> int:
@@ -77,7 +86,7 @@ def count_parts(problem: Problem, part_keys: int, limit: int) -> int:
 
 def decode_step(plan: DecodePlan, parts: int) -> Step:
     """The launch for sequences of so many parts at the most; none where there is nothing to fill."""
-    return Step(plan.spec, plan.tiles * parts, plan.smem_bytes)
+    return plan.step._replace(grid=plan.tiles * parts)
 
 
 def first_workspace(tokens: int, sequences: int, kv_heads: int, value_dim: int) -> tuple[int, int]:

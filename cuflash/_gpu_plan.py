@@ -25,6 +25,7 @@ ROTARY_HEADS = 8  # that share an angle
 BLOCKS_MOST = 2**31 - 1  # of a launch
 SIZE_MOST = 2**31 - 2**10  # of an axis: kernels count rows in 32 bits, a tile beyond the last
 
+Variant = _configs.Simt | _configs.Mma | _configs.DecodeMma
 Totals = tuple[int, int] | None  # rows of q and k where sequences are packed
 
 
@@ -81,13 +82,10 @@ def plan_forward(problem: Problem, gpu: Gpu, totals: Totals = None) -> ForwardPl
     kernel, variant = _choose_forward(problem, gpu)
     q_tiles = _count_tiles(problem.lq, variant.tiles.q_tile, problem, totals and totals[0])
     step = _step(problem, kernel, variant, q_tiles * problem.hq * _entries(problem, totals))
-    units = say_units(problem, gpu)
-    if isinstance(variant, _configs.Mma):
-        units = f"products on the tensor cores of {gpu.arch}, sums in float32"
     tile = variant.tiles
     why = (
         f"{kernel}: a block owns {tile.q_tile} queries of one head and walks the keys that they see, {tile.kv_tile} at "
-        f"a time; {_busy(step, gpu)}; {units}"
+        f"a time; {_busy(step, gpu)}; {say_units(problem, gpu, variant)}"
     )
     return ForwardPlan(step, q_tiles, 0, why)
 
@@ -206,9 +204,15 @@ def _entries(problem: Problem, totals: Totals) -> int:
     return prod(problem.batch) if totals is None else 1
 
 
-def _step(problem: Problem, kernel: str, variant: _configs.Simt | _configs.Mma, grid: int) -> Step:
-    threads = 32 * variant.tiles.warps if isinstance(variant, _configs.Mma) else THREADS
-    return Step(KernelSpec(kernel, variant.config), check_grid(problem, grid), variant.tiles.smem_bytes, threads)
+def _step(problem: Problem, kernel: str, variant: Variant, grid: int) -> Step:
+    return Step(
+        KernelSpec(kernel, variant.config), check_grid(problem, grid), variant.tiles.smem_bytes, threads_of(variant)
+    )
+
+
+def threads_of(variant: Variant) -> int:
+    """Threads of a block."""
+    return THREADS if isinstance(variant, _configs.Simt) else 32 * variant.tiles.warps
 
 
 def check_grid(problem: Problem, grid: int) -> int:
@@ -237,7 +241,9 @@ def _busy(step: Step, gpu: Gpu) -> str:
     return f"{step.grid} block(s) for {gpu.sms} multiprocessors"
 
 
-def say_units(problem: Problem, gpu: Gpu) -> str:
+def say_units(problem: Problem, gpu: Gpu, variant: Variant | None = None) -> str:
+    if isinstance(variant, _configs.Mma | _configs.DecodeMma):
+        return f"products on the tensor cores of {gpu.arch}, sums in float32"
     name = "float64" if problem.dtype == "float64" else "float32"
     return f"arithmetic in {name} on the plain units of {gpu.arch}, which take every dtype, d, dv and option"
 

@@ -180,6 +180,16 @@ def _decoding(wanted: Wanted) -> Iterable[Config]:
     )
 
 
+def _decode_mma(wanted: Wanted) -> Iterable[Config]:
+    found = (
+        _configs.decode_mma(dtype, dim, dim, rows)
+        for dtype in wanted.dtypes
+        for dim in wanted.head_dims
+        for rows in (1, 32)
+    )
+    return (variant.config for variant in found if variant is not None)
+
+
 def _always(**members: int) -> Callable[[Wanted], Iterable[Config]]:
     return lambda wanted: (tuple(members.items()),)
 
@@ -203,6 +213,14 @@ KERNELS: dict[str, Kernel] = {
     ),
     "sum_axes": Kernel("sum_axes.cu", "SumAxes", "ElementConfig", _params.SUM_AXES, _dtype_of_sums),
     "kv_append": Kernel("kv_append.cu", "KvAppend", "AppendConfig", _params.APPEND, _dtype_and_codes),
+    "decode_mma": Kernel(
+        "decode_mma.cu",
+        "DecodeMma",
+        "DecodeMmaConfig",
+        _params.DECODE,
+        _decode_mma,
+        {"Dtype::float16": 80, "Dtype::bfloat16": 80},
+    ),
     "decode_simt": Kernel("decode_simt.cu", "DecodeSimt", "DecodeConfig", _params.DECODE, _decoding),
     "copy_pages": Kernel(
         "copy_pages.cu", "CopyPages", "CopyConfig", _params.COPY_PAGES, _always(chunk_bytes=_configs.COPY_CHUNK_BYTES)

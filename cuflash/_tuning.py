@@ -89,5 +89,14 @@ DECODE_SIMT: dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]] = {
 }
 DECODE_SCALE_BYTES = 8  # of shared memory more for each key of a tile, where keys and values are quantised
 
+# decode_mma: columns of the wider of keys and values to tiles for few queries of a key/value head, then for more:
+# queries, tiles of 16 keys that a warp has under way, warps, blocks that a multiprocessor is to hold, bytes of shared
+# memory. None was timed on a GPU yet; none spills.
+DECODE_MMA: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
+    64: ((16, 3, 4, 4, 55424), (32, 3, 4, 3, 57472)),
+    128: ((16, 2, 4, 3, 73856), (32, 2, 4, 2, 78464)),
+    256: ((16, 2, 2, 1, 75904),),
+}
+
 # A bias gradient of few tiles is summed in parts by as many blocks as this for each multiprocessor.
 BIAS_BLOCKS_PER_SM = 4

@@ -27,12 +27,10 @@
 //     18560   q_at     64     where each row of q starts; written once
 //     18624   tokens 1024     where each key and value of the tile of keys starts (and 512 of scales, of codes)
 //     19648   before   16     core/ticket.cuh's word
-#include "attention/cached.cuh"
 #include "attention/config.cuh"
-#include "attention/mask.cuh"
+#include "attention/decode_work.cuh"
 #include "attention/online_softmax.cuh"
 #include "attention/score.cuh"
-#include "attention/split.cuh"
 #include "core/ticket.cuh"
 
 namespace cf {
@@ -73,26 +71,13 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
     };
     static constexpr int SMEM_BYTES = sizeof(Smem);
 
-    // What a block owns: packed rows row0 ... row1 - 1 of a key/value head, and a part of the keys that they see.
-    struct Work {
-        int64_t tile;       // among those of all sequences and heads
-        int64_t first_row;  // of the key/value head, among the packed rows of all
-        int entry, kv_head, row0, row1, group, sequence, part;
-        Span span;
-        Mask mask;
-        KeyPart keys;
-
-        __device__ __forceinline__ int query(int row) const { return row / group; }
-        __device__ __forceinline__ int head(int row) const { return kv_head * group + row % group; }
-    };
-
     static __device__ void run(const Params& params) {
-        const Work work = find(params, blockIdx.x);
+        const auto work = DecodeWork::of<Q_TILE>(params, blockIdx.x);
         if (!work.keys.exists) return;
         Smem& smem = shared_map<Smem>();
         if (threadIdx.x < Q_TILE) {
             const int row = work.row0 + threadIdx.x;
-            smem.q_at[threadIdx.x] = row < work.row1 ? row_of(params.q_strides, work, row) : ABSENT;
+            smem.q_at[threadIdx.x] = row < work.row1 ? work.row_of(params.q_strides, row) : ABSENT;
         }
 
         A o[CHUNKS][ROWS][Units::VEC] = {};
@@ -114,42 +99,11 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
         }
         store(params, work, o, softmax);
         if (work.keys.count > 1 && arrives_last(params.tickets + work.tile, work.keys.count, smem.before))
-            merge(params, work);
-    }
-
-    // Blocks count tiles of queries first, which share their keys; then parts, heads, and entries.
-    static __device__ __forceinline__ Work find(const Params& params, int64_t block) {
-        Work work;
-        work.group = params.hq / params.hk;
-        const int rows = work.group * params.lq, tiles = ceil_div(rows, Q_TILE);
-        const int tile = int(block % tiles);
-        block /= tiles;
-        work.part = int(block % params.parts);
-        block /= params.parts;
-        work.tile = block * tiles + tile;
-        work.first_row = block * rows;
-        work.kv_head = int(block % params.hk);
-        work.entry = int(block / params.hk);
-        work.row0 = tile * Q_TILE;
-        work.row1 = least(work.row0 + Q_TILE, rows);
-        work.sequence = params.seqs == nullptr ? work.entry : params.seqs[work.entry];
-
-        const int length = largest(0, least(params.lengths[work.sequence], params.limit));
-        const int64_t q_offset = int64_t(length) - params.lq;
-        work.span = {{{0, 0, 0, work.entry}}, 0, 0, params.lq, length, length, q_offset};
-        work.mask = {q_offset, params.left, params.right, length, nullptr, 0, 0};
-        const int first = work.mask.first(work.query(work.row0)), end = work.mask.end(work.query(work.row1 - 1));
-        work.keys = KeyPart::of(work.part, first, end, params.part_keys, params.splits);
-        return work;
-    }
-
-    // Elements from the start of an array [b, hq, lq, ...] to a packed row.
-    static __device__ __forceinline__ int64_t row_of(const Strides& strides, const Work& work, int row) {
-        return offset_of(strides, work.span.entry, work.head(row)) + work.query(row) * strides.row;
+            merge_parts<THREADS / WARP>(params, work);
     }
 
     static __device__ __forceinline__ void start_with_sinks(
-        OnlineSoftmax<A, ROWS>& softmax, const Reals& sinks, const Work& work
+        OnlineSoftmax<A, ROWS>& softmax, const Reals& sinks, const DecodeWork& work
     ) {
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
@@ -186,7 +140,7 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
     // Products become scores; -inf where a query does not see a key, and in rows and keys beyond the last. Options
     // other than the scale and the window are applied in shared memory, where one loop serves all elements of a thread.
     static __device__ __forceinline__ void score_visible(
-        A (&s)[ROWS][KEYS], Smem& smem, const Params& params, const Work& work, int kv0
+        A (&s)[ROWS][KEYS], Smem& smem, const Params& params, const DecodeWork& work, int kv0
     ) {
         const int row0 = Units::y() * ROWS, key0 = kv0 + Units::x();
         if (params.softcap == 0 && params.bias.data == nullptr && params.slopes.data == nullptr) {
@@ -208,9 +162,7 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
         }
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
-            const int row = work.row0 + row0 + r, query = work.query(row);
-            const bool sees = row < work.row1 && query + work.span.q_offset >= 0;
-            const int first = work.mask.first(query), end = sees ? least(work.mask.end(query), work.keys.end) : 0;
+            const int row = work.row0 + row0 + r, first = work.first_key(row), end = work.end_key(row);
 #pragma unroll
             for (int c = 0; c < KEYS; ++c) {
                 const int key = key0 + Units::COL_THREADS * c;
@@ -241,7 +193,7 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
 
     // The rows' results to where they belong, or those of a part to the workspace.
     static __device__ __forceinline__ void store(
-        const Params& params, const Work& work, const A (&o)[CHUNKS][ROWS][Units::VEC], OnlineSoftmax<A, ROWS>& softmax
+        const Params& params, const DecodeWork& work, const A (&o)[CHUNKS][ROWS][Units::VEC], OnlineSoftmax<A, ROWS>& softmax
     ) {
         A lse[ROWS];
         softmax.finish(lse);
@@ -250,13 +202,13 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
         for (int r = 0; r < ROWS; ++r) {
             const int row = work.row0 + Units::y() * ROWS + r;
             if (row >= work.row1) continue;
-            const int64_t slot = (work.first_row + row) * params.parts + work.part;
+            const int64_t slot = work.slot(params, row);
             if (Units::x() == 0) {
                 if (!whole) params.part_lses[slot] = lse[r];
-                else if (params.lse != nullptr) params.lse[row_of(params.lse_strides, work, row)] = lse[r];
+                else if (params.lse != nullptr) params.lse[work.row_of(params.lse_strides, row)] = lse[r];
             }
             if (whole && params.out == nullptr) continue;
-            const int64_t out_at = whole ? row_of(params.out_strides, work, row) : slot * params.dv;
+            const int64_t out_at = whole ? work.row_of(params.out_strides, row) : slot * params.dv;
 #pragma unroll
             for (int chunk = 0; chunk < CHUNKS; ++chunk)
 #pragma unroll
@@ -267,23 +219,6 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
                     if (whole) params.out[out_at + col * params.out_strides.col] = narrow<T>(number);
                     else params.part_outs[out_at + col] = number;
                 }
-        }
-    }
-
-    // The parts of the workspace become the results of the tile's rows.
-    static __device__ __forceinline__ void merge(const Params& params, const Work& work) {
-        for (int row = work.row0 + threadIdx.x / WARP; row < work.row1; row += THREADS / WARP) {
-            const A* lses = params.part_lses + (work.first_row + row) * params.parts;
-            const A* outs = params.part_outs + (work.first_row + row) * params.parts * params.dv;
-            T* out = params.out == nullptr ? nullptr : params.out + row_of(params.out_strides, work, row);
-            const A lse = merge_row<A>(
-                work.keys.count, out == nullptr ? 0 : params.dv,
-                [&](int part) { return lses[part]; },
-                [&](int part, int col) { return outs[int64_t(part) * params.dv + col]; },
-                [&](int col, A number) { out[col * params.out_strides.col] = narrow<T>(number); }
-            );
-            if (params.lse != nullptr && threadIdx.x % WARP == 0)
-                params.lse[row_of(params.lse_strides, work, row)] = lse;
         }
     }
 };

@@ -90,7 +90,7 @@ template <MmaConfig CONFIG> struct FwdMma {
             __syncthreads();    // q and k are there; all have done with the values of the tile before
             Units::load_async(smem.v, work.values, kv0);
             float s[M][KEYS][4] = {};
-            Units::mma_abt(s, smem.q, smem.k);
+            Units::mma_abt(s, smem.q, 16 * M * Units::warp(), smem.k);
             Units::wait();
             __syncthreads();    // v is there; all have done with k
             if (!work.plain) {

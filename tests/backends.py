@@ -132,7 +132,13 @@ class EmulatorBackend(Backend):
         from cuflash import _configs, _gpu_decode_plan, _gpu_plan, _tuning
 
         plans = [_configs.fwd_mma, _configs.fwd_simt, _configs.bwd_q_simt, _configs.bwd_kv_simt, _configs.bwd_bias_simt]
-        plans += [_configs.weights_simt, _configs.decode_simt, _gpu_plan.plan_forward, _gpu_plan.plan_weights]
+        plans += [
+            _configs.weights_simt,
+            _configs.decode_simt,
+            _configs.decode_mma,
+            _gpu_plan.plan_forward,
+            _gpu_plan.plan_weights,
+        ]
         plans += [_gpu_plan.plan_backward, _gpu_decode_plan.plan_decode]
         small = {name: getattr(_tuning, name) | table for name, table in SMALL_TABLES.items()}
         with pytest.MonkeyPatch.context() as patch:
@@ -150,6 +156,7 @@ SMALL_TABLES = {
     "BWD_KV_SIMT": {(2, 64): (16, 32, 2, 10976), (4, 64): (16, 32, 2, 10976), (8, 64): (16, 16, 2, 7536)},
     "BWD_BIAS_SIMT": {(2, 0): (16, 16, 2, 6352), (4, 0): (16, 16, 2, 6352), (8, 0): (16, 16, 2, 7504)},
     "WEIGHTS_SIMT": {(2, 0): (16, 16, 2, 6288), (4, 0): (16, 16, 2, 6288), (8, 0): (16, 16, 2, 7456)},
+    "DECODE_MMA": {64: ((16, 2, 2, 2, 20608),)},
     "DECODE_SIMT": {(4, 64): ((8, 16, 2, 5072),), (8, 64): ((8, 16, 2, 5584),)},
 }
 

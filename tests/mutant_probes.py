@@ -254,6 +254,31 @@ def decode_codes(p):
     p.decode(p.normal(2, 4, 1, 8), cache, model)
 
 
+def decode_tensor_cores(p):
+    """As `decode`, of float16: several tiles for some warps, none for others. What no sequence has is NaN."""
+    lengths = np.array([150, 0, 1, 33])
+    cache, model = both(p, cuflash.KVCache, 4, 160, 2, 40, value_dim=24, dtype="float16")
+    fill(p, cache, model, lengths)
+    for array in (cache.k, cache.v):
+        for row, length in zip(host(array), lengths, strict=True):
+            row[length:] = np.nan
+    few, more = (p.normal(4, 4, lq, 40).astype(np.float16) for lq in (1, 3))
+    p.decode(few, cache, model, splits=1)
+    for _ in range(2):
+        p.decode(few, cache, model, sinks=p.normal(4))
+    p.decode(more, cache, model, window=(33, None), splits=2)
+
+
+def decode_tensor_pages(p):
+    """float16 in pages of 5 tokens, with what a score passes through."""
+    cache, model = both(p, cuflash.PagedKVCache, 40, 5, 2, 8, dtype="float16")
+    for _ in range(3):
+        cache.add(), model.add()
+    fill(p, cache, model, np.array([37, 5, 12]))
+    p.decode(p.normal(3, 4, 1, 8).astype(np.float16), cache, model, splits=1)
+    p.decode(p.normal(3, 4, 1, 8).astype(np.float16), cache, model, softcap=2.0, bias=p.normal(1, 4, 1, 37))
+
+
 def both(p, kind, *sizes, **options):
     """A cache on the device and one on the host."""
     like = p.backend.asarray(np.zeros(1, np.float32))
@@ -264,6 +289,8 @@ def fill(p, cache, model, lengths):
     """The same new tokens for both."""
     b, hk, d = len(lengths), *model.k.shape[-2:]
     k, v = p.normal(b, hk, lengths.max(), d), p.normal(b, hk, lengths.max(), model.value_dim)
+    if model.k.dtype == np.float16:
+        k, v = k.astype(np.float16), v.astype(np.float16)
     if model.k_scale is not None:
         k[0, :, 0], v[0, :, 1] = 0, 1e-37
     cache.append(p.backend.asarray(k), p.backend.asarray(v), lengths=p.backend.asarray(lengths))

@@ -64,14 +64,14 @@ def chosen(level):
             some.add((variant, ARCHS[i % len(ARCHS)] if ARCHS[i % len(ARCHS)] in archs else archs[i % len(archs)]))
         for i, arch in enumerate(ARCHS):
             fitting = [variant for variant in group if (variant, arch) in pairs]
-            some.add((fitting[i % len(fitting)], arch))
+            some |= {(variant, arch) for variant in fitting[i % max(1, len(fitting)) :][:1]}
     return some
 
 
 def planned(variant):
     """The architectures for which a variant is chosen: they have its instructions, and it is the first that fits."""
     if variant.kernel != "fwd_mma":
-        return ARCHS
+        return [arch for arch in ARCHS if _kernels.runs_on(variant, arch)]
     config = dict(variant.config)
     dims = config["head_dim"], config["value_dim"]
     rows = [(one.config, one.tiles.smem_bytes) for one in _configs.fwd_mma(config["dtype"].partition("::")[2], *dims)]
@@ -115,7 +115,7 @@ def in_threads(work, given):
 def test_the_register_is_covered():
     """Each kernel, dtype and class; at every level each variant, and each kernel for each architecture."""
     variants, everything = matrix_variants(), _kernels.variants()
-    assert len(variants) == len(set(variants)) <= 140
+    assert len(variants) == len(set(variants)) <= 150
 
     def kinds(some):
         keys = ("dtype", "value_dim", "columns")
@@ -128,7 +128,7 @@ def test_the_register_is_covered():
         pairs = chosen(level)
         assert {variant for variant, _ in pairs} == set(variants)
         kernels = {(variant.kernel, arch) for variant, arch in pairs}
-        assert len(kernels) == len(_kernels.KERNELS) * len(ARCHS)
+        assert len(kernels) == len(_kernels.KERNELS) * len(ARCHS) - 1  # decode_mma is not for sm_75
 
 
 @pytest.mark.parametrize("arch", ARCHS)

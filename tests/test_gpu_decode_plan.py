@@ -38,7 +38,7 @@ def test_parts_follow_from_the_queries_of_a_head_and_the_dims_alone(dtype, hq, l
     for b, hk, lk, sms, page_size in itertools.product((1, 33), (1, 4), (7, 200_000), (4, 132), (None, 16)):
         given = problem(b, group * hk, hk, lq, lk, 64, 96, dtype, page_size=page_size)
         plan = plan_decode(given, Gpu("sm_80", sms, 100_000))
-        found.add((plan.part_keys, plan.spec, plan.smem_bytes))
+        found.add((plan.part_keys, plan.step.spec, plan.step.smem_bytes, plan.step.threads))
     assert len(found) == 1
 
 
@@ -59,7 +59,7 @@ def test_blocks_for_every_part_and_none_more(lk, left, lq):
 def test_not_causal_looks_both_ways():
     assert plan_decode(problem(left=100, right=None), GPU).parts == plan_decode(problem(), GPU).parts
     assert plan_decode(problem(left=100, right=700, lq=3), GPU).parts == -(-803 // 1024)
-    assert plan_decode(problem(left=100, right=700), GPU).parts == -(-801 // 512)
+    assert plan_decode(problem(left=100, right=700), GPU).parts == -(-801 // 256)
 
 
 def test_splits_are_parts():
@@ -68,20 +68,47 @@ def test_splits_are_parts():
     assert "cut into 7 part(s), as asked" in plan.why
 
 
-@pytest.mark.parametrize(("hq", "lq", "q_tile"), [(2, 1, 8), (16, 1, 8), (18, 1, 32), (66, 1, 32), (2, 99, 32)])
-def test_queries_of_a_head_lie_in_the_fewest_tiles(hq, lq, q_tile):
-    plan = plan_decode(problem(hq=hq, lq=lq), GPU)
+@pytest.mark.parametrize(
+    ("dtype", "hq", "lq", "q_tile", "part_rows"),
+    [
+        ("float32", 2, 1, 8, 4), ("float32", 16, 1, 8, 8), ("float32", 18, 1, 32, 16), ("float32", 66, 1, 32, 32),
+        ("float16", 2, 1, 16, 4), ("float16", 10, 1, 16, 8), ("float16", 32, 1, 16, 16), ("bfloat16", 34, 1, 32, 32),
+        ("float16", 2, 99, 32, 32),
+    ],
+)  # fmt: skip
+def test_queries_of_a_head_lie_in_the_fewest_tiles(dtype, hq, lq, q_tile, part_rows):
+    plan = plan_decode(problem(hq=hq, lq=lq, dtype=dtype), GPU)
     rows = hq // 2 * lq
-    assert dict(plan.spec.config)["q_tile"] == q_tile
+    assert dict(plan.step.spec.config)["q_tile"] == q_tile
     assert plan.tiles == 2 * 2 * -(-rows // q_tile)
-    assert plan.part_keys == 64 * q_tile
+    assert plan.part_keys == 64 * part_rows
     assert plan.tickets == plan.tiles
     assert plan.numbers == 2 * hq * lq * plan.parts * (64 + 1)
 
 
 def test_one_part_needs_no_workspace():
-    assert plan_decode(problem(lk=512), GPU).numbers == 0
-    assert plan_decode(problem(lk=513), GPU).numbers > 0
+    assert plan_decode(problem(lk=256), GPU).numbers == 0
+    assert plan_decode(problem(lk=257), GPU).numbers > 0
+
+
+@pytest.mark.parametrize(
+    ("changes", "gpu", "kernel"),
+    [
+        ({}, GPU, "decode_mma"),
+        ({"dtype": "bfloat16", "page_size": 16, "d": 192, "dv": 128}, GPU, "decode_mma"),
+        ({}, Gpu("sm_75", 40, 64 << 10), "decode_simt"),
+        ({"d": 256}, Gpu("sm_89", 128, 99 << 10), "decode_mma"),
+        ({"d": 257}, GPU, "decode_simt"),
+        ({"dtype": "float32"}, GPU, "decode_simt"),
+        ({"stored": "int8"}, GPU, "decode_simt"),
+        ({"dv": 0}, GPU, "decode_simt"),
+    ],
+)
+def test_tensor_cores_are_used_where_there_are_tiles_for_them(changes, gpu, kernel):
+    plan = plan_decode(problem(**changes), gpu)
+    assert plan.step.spec.kernel == kernel
+    assert plan.why.startswith(f"{kernel}: ")
+    assert ("tensor cores" in plan.why) == (kernel == "decode_mma")
 
 
 def test_the_first_workspace_is_enough_for_32_queries():
@@ -112,9 +139,22 @@ def test_a_plan_is_a_variant_of_the_register():
     known = set(_kernels.variants(["float16", "float64"]))
     for dtype, dv, hq, stored in itertools.product(("float16", "float64"), (1, 64, 200, 512), (2, 40), (None, "int8")):
         if stored is None or dtype == "float16":
-            assert plan_decode(problem(hq=hq, dv=dv, dtype=dtype, stored=stored), GPU).spec in known
+            assert plan_decode(problem(hq=hq, dv=dv, dtype=dtype, stored=stored), GPU).step.spec in known
     for step in (append_step("float16", "none", 1, 1), copy_pages_step(1, 1), scatter_step()):
         assert step.spec in known
+
+
+def test_shared_memory_on_tensor_cores_is_what_the_kernel_has():
+    need_nvrtc()
+    source = None
+    for columns, rows in ((columns, one[0]) for columns, tiles in _tuning.DECODE_MMA.items() for one in tiles):
+        variant = _configs.decode_mma("float16", columns, columns, rows)
+        assert variant.tiles.q_tile == rows
+        spec = _kernels.KernelSpec("decode_mma", variant.config)
+        source = source or nvrtc.read_source(spec, "compute_80")
+        line = f'\nstatic_assert({_kernels.instance(spec)}::SMEM_BYTES == {variant.tiles.smem_bytes}, "{columns}");'
+        source = source._replace(text=source.text + line)
+    nvrtc.compile_source(source)
 
 
 @pytest.mark.parametrize("codes", ["none", "int8", "float8_e4m3fn"])

@@ -82,7 +82,10 @@ def run_probe(settings: Settings, name: str) -> dict[str, Any]:
 def compile_cases(settings: Settings) -> Cases:
     """Every variant for this GPU, on all cores at once; before and behind that the first call of a fresh process."""
     yield "first call, nothing compiled", lambda: first_call(None)
-    compiler = Compiler(_kernels.variants())
+    from cuflash._runtime import cupy_runtime
+
+    arch = cupy_runtime.runtime().gpu().arch
+    compiler = Compiler([variant for variant in _kernels.variants() if _kernels.runs_on(variant, arch)], arch)
     for variant in compiler.variants:
         yield _kernels.file_name(variant, "").removesuffix("-.cubin"), partial(compiler.result, variant)
     yield "first call, from disk", lambda: first_call(os.environ["CUFLASH_CACHE_DIR"])
@@ -91,22 +94,19 @@ def compile_cases(settings: Settings) -> Cases:
 class Compiler:
     """Compiles all variants from the moment that one is asked for."""
 
-    def __init__(self, variants: list[KernelSpec]) -> None:
-        self.variants = variants
+    def __init__(self, variants: list[KernelSpec], arch: str) -> None:
+        self.variants, self.arch = variants, arch
 
     @cached_property
     def _futures(self) -> dict[KernelSpec, Future]:
-        from cuflash._runtime import cupy_runtime
-
-        arch = cupy_runtime.runtime().gpu().arch
         pool = ThreadPoolExecutor(available_cores())
-        return {variant: pool.submit(self._compile, variant, arch) for variant in self.variants}
+        return {variant: pool.submit(self._compile, variant) for variant in self.variants}
 
-    def _compile(self, variant: KernelSpec, arch: str) -> dict[str, Any]:
+    def _compile(self, variant: KernelSpec) -> dict[str, Any]:
         from cuflash._runtime import images
 
         start = time.perf_counter()
-        compiled = images.obtain(variant, arch)
+        compiled = images.obtain(variant, self.arch)
         taken = time.perf_counter() - start
         facts = {"registers": compiled.registers, "spill bytes": compiled.spill_bytes, "bytes": len(compiled.image)}
         return {**facts, "compiled in": round(taken, 3)}

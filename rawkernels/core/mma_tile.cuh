@@ -38,7 +38,7 @@ template <int ROW_COUNT, int COL_COUNT> struct MmaTile {
 // A chunk of a tile.
 struct alignas(16) Vector { uint32_t words[4]; };
 
-// `WARPS` warps, each of which owns 16 M neighbouring rows of every left operand.
+// `WARPS` warps, each of which has results of 16 M rows.
 template <Dtype DTYPE, int WARPS> struct Mma {
     using T = Storage<DTYPE>;
     static constexpr int THREADS = WARPS * WARP;
@@ -89,18 +89,25 @@ template <Dtype DTYPE, int WARPS> struct Mma {
     static __device__ __forceinline__ void wait() {
         if constexpr (ARCH >= 80) ptx::cp_async_wait_all();
     }
+    // What was begun since the last `commit` is a group; waits for all but the newest N groups of this thread.
+    static __device__ __forceinline__ void commit() {
+        if constexpr (ARCH >= 80) ptx::cp_async_commit();
+    }
+    template <int N> static __device__ __forceinline__ void wait_but() {
+        if constexpr (ARCH >= 80) ptx::cp_async_wait<N>();
+    }
 
-    // s[m][n] += a @ b^T, of the warp's rows of a.
+    // s[m][n] += a @ b^T, of the rows of a from a_row0 on.
     template <int M, int N, typename TileA, typename TileB>
-    static __device__ __forceinline__ void mma_abt(float (&s)[M][N][4], const TileA& a, const TileB& b) {
-        static_assert(TileA::ROWS == 16 * M * WARPS && TileB::ROWS == 8 * N && TileA::COLS == TileB::COLS && N % 2 == 0,
+    static __device__ __forceinline__ void mma_abt(float (&s)[M][N][4], const TileA& a, int a_row0, const TileB& b) {
+        static_assert(TileA::ROWS % (16 * M) == 0 && TileB::ROWS == 8 * N && TileA::COLS == TileB::COLS && N % 2 == 0,
                       "a has the rows of s, b its columns, and both one depth");
 #pragma unroll
         for (int k = 0; k < TileA::CHUNKS; k += 2) {
             uint32_t left[M][4];
 #pragma unroll
             for (int m = 0; m < M; ++m)
-                ptx::ldmatrix_x4(left[m], a.address(16 * (M * warp() + m) + lane() % 16, k + lane() / 16));
+                ptx::ldmatrix_x4(left[m], a.address(a_row0 + 16 * m + lane() % 16, k + lane() / 16));
 #pragma unroll
             for (int n = 0; n < N; n += 2) {
                 uint32_t right[4];

@@ -29,11 +29,15 @@ template <ProbeConfig CONFIG> struct ProbeMmaProducts {
         const int depth = int(params.depth), columns = int(params.columns);
         Units::load_async(smem.a, Matrix<T>{params.a, params.stride, 1, ROWS, depth}, 0);
         Units::load_async(smem.b, Matrix<T>{params.b, params.stride, 1, KEYS, depth}, 0);
+        Units::commit();
         Units::load_async(smem.v, Matrix<T>{params.v, params.stride, 1, KEYS, columns}, 0);
-        Units::wait();
-        __syncthreads();    // all three are there
+        Units::commit();
+        Units::template wait_but<1>();
+        __syncthreads();    // a and b are there
         float s[1][KEYS / 8][4] = {}, o[1][COLS / 8][4] = {};
-        Units::mma_abt(s, smem.a, smem.b);
+        Units::mma_abt(s, smem.a, 16 * Units::warp(), smem.b);
+        Units::wait();
+        __syncthreads();    // v is there
         Units::for_each(s, smem.room, [](int row, int col, float x) { return x + row + 16 * Units::warp() - col; });
         uint32_t p[1][KEYS / 16][4];
         Units::to_operand(p, s);

@@ -1,0 +1,243 @@
+// decode_mma.cu -- attention of the newest tokens of each sequence over a cache of 16-bit numbers, on the tensor cores
+// of a warp: from sm_80 on, rows or pages, every option, d up to head_dim and dv up to value_dim.
+//
+//     out = softmax(s) @ v,   lse = log(sum(exp(s))),   s = score(q @ k^T) where the query sees the key, else -inf
+//
+// Tile walk: a block owns a tile of queries and a part of their keys (attention/decode_work.cuh). Each of its warps has
+// all the queries and walks keys of its own, 16 at a time, with a softmax of its own; in the end the warps' results are
+// merged as those of parts are, and the last block of a tile to be done merges the parts.
+//
+//     keys of a part ->   16    16    16    16    16    16    16    16  ...
+//     queries             w0    w1    w2    w3    w0    w1    w2    w3  ...
+//
+// So reading the keys, which is what takes time, is shared by all warps, and no barrier holds one up for another.
+//
+// Shared memory (bytes; d = dv = 128, 16 queries, 2 stages):
+//     0       q       4096     written once
+//     4096    ring   65536     a warp's keys and values, STAGES tiles of 8192 for each of 4 warps
+//     4096    merged 33024     the warps' outputs and lse: take the place of the ring when all are done
+//     69632   room    4096     scores on their way through an option
+//     73728   before    16     core/ticket.cuh's word
+//
+// Pipeline: a warp's next STAGES - 1 tiles are on their way while it computes; each tile is one group of copies. Rows
+// that cannot be read in vectors of 16 bytes are copied number by number.
+#include "attention/config.cuh"
+#include "attention/decode_work.cuh"
+#include "attention/fragment_softmax.cuh"
+#include "attention/score.cuh"
+#include "core/ticket.cuh"
+
+namespace cf {
+
+struct DecodeMmaConfig {
+    Dtype dtype;
+    int head_dim, value_dim;    // d and dv, rounded up
+    int q_tile, stages, warps;
+    int blocks;
+};
+
+template <DecodeMmaConfig CONFIG> struct DecodeMma {
+    using T = Storage<CONFIG.dtype>;
+    using Units = Mma<CONFIG.dtype, CONFIG.warps>;
+    using Params = DecodeParams<T, T>;
+    static constexpr int THREADS = Units::THREADS, BLOCKS_PER_SM = CONFIG.blocks, WARPS = CONFIG.warps;
+    static constexpr int Q_TILE = CONFIG.q_tile, KEYS = 16, STAGES = CONFIG.stages;
+    static constexpr int HEAD_DIM = CONFIG.head_dim, VALUE_DIM = CONFIG.value_dim;
+    static constexpr int M = Q_TILE / 16, N = KEYS / 8, COLS = VALUE_DIM / 8, ROOM = 4 * N;
+    static_assert(Q_TILE % 16 == 0 && STAGES > 1, "whole fragments; one tile arrives while another is used");
+
+    struct Stage {
+        MmaTile<KEYS, HEAD_DIM> k;
+        MmaTile<KEYS, VALUE_DIM> v;
+    };
+    struct Smem {
+        MmaTile<Q_TILE, HEAD_DIM> q;
+        union {
+            Stage ring[WARPS][STAGES];
+            struct {
+                float outs[WARPS][Q_TILE][VALUE_DIM];
+                float lses[WARPS][Q_TILE];
+            };
+        };
+        float room[ROOM][THREADS];
+        uint32_t before;
+    };
+    static constexpr int SMEM_BYTES = sizeof(Smem);
+
+    // Which keys a query of this lane sees.
+    struct Seen { int first, end; };
+
+    static __device__ void run(const Params& params) {
+        const auto work = DecodeWork::of<Q_TILE>(params, blockIdx.x);
+        if (!work.keys.exists) return;
+        Smem& smem = shared_map<Smem>();
+        load_queries(smem, params, work);
+
+        Seen seen[M][2];
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = work.row0 + Units::row(m, 2 * half);
+                seen[m][half] = {work.first_key(row), work.end_key(row)};
+            }
+        const bool plain = params.softcap == 0 && params.bias.data == nullptr && params.slopes.data == nullptr &&
+                           params.scale > 0;
+        const float unit = plain ? float(params.scale) : 1.0f;
+
+        float o[M][COLS][4] = {};
+        FragmentSoftmax<Units, M> softmax;
+        softmax.start();
+        __syncthreads();        // the queries are there
+        Stage (&ring)[STAGES] = smem.ring[Units::warp()];
+        constexpr int STEP = KEYS * WARPS, AHEAD = (STAGES - 1) * STEP;
+        const int first = work.keys.begin + KEYS * Units::warp();
+        int to = 0;     // the stage that is filled; the one behind it has been filled for longest
+#pragma unroll 1
+        for (int kv0 = first - AHEAD; kv0 < work.keys.end; kv0 += STEP) {
+            load_tokens(ring[to], params, work, kv0 + AHEAD);
+            to = to == STAGES - 1 ? 0 : to + 1;
+            if (kv0 < first) continue;
+            Units::template wait_but<STAGES - 1>();
+            __syncwarp();       // the tile is there
+            const Stage& stage = ring[to];
+            float s[M][N][4] = {};
+            Units::mma_abt(s, smem.q, 0, stage.k);
+            if (!plain) apply_options(s, smem, params, work, kv0);
+            hide(s, seen, kv0);
+            softmax.step(s, o, unit * LOG2_E);
+            uint32_t p[M][N / 2][4];
+            Units::to_operand(p, s);
+            Units::mma_ab(o, p, stage.v);
+            __syncwarp();       // all lanes have read the tile: another may take its place
+        }
+        Units::wait();
+        __syncthreads();        // all warps have done with the ring
+        merge_warps(smem, params, work, o, softmax, unit);
+        if (work.keys.count > 1 && arrives_last(params.tickets + work.tile, work.keys.count, smem.before))
+            merge_parts<WARPS>(params, work);
+    }
+
+    static __device__ __forceinline__ void load_queries(Smem& smem, const Params& params, const DecodeWork& work) {
+#pragma unroll 1
+        for (int i = threadIdx.x; i < Q_TILE * HEAD_DIM; i += THREADS) {
+            const int row = i / HEAD_DIM, col = i % HEAD_DIM;
+            const bool known = work.row0 + row < work.row1 && col < params.d;
+            const T* q = params.q + (known ? work.row_of(params.q_strides, work.row0 + row) : 0);
+            smem.q.data[smem.q.at(row, col / 8) + col % 8] = known ? q[col * params.q_strides.col].bits : uint16_t(0);
+        }
+    }
+
+    // Begins to copy the keys and values of the 16 tokens from `begin` on, those of the part; zeros for the others.
+    static __device__ __forceinline__ void load_tokens(
+        Stage& stage, const Params& params, const DecodeWork& work, int begin
+    ) {
+        const auto& cache = params.cache;
+        Place place{0, 0, false};
+        const int mine = begin + Units::lane();     // a lane finds one token, for all
+        if (Units::lane() < KEYS && mine < work.keys.end) place = place_of(cache, work.sequence, mine);
+        load_rows(stage.k, cache.k, cache.k_strides, place, work.kv_head, params.d);
+        load_rows(stage.v, cache.v, cache.v_strides, place, work.kv_head, params.dv);
+        Units::commit();
+    }
+
+    // By one warp: row i of the tile is the vector of the token that lane i has found.
+    template <typename Tile>
+    static __device__ __forceinline__ void load_rows(
+        Tile& tile, const T* data, const TokenStrides& strides, const Place& place, int head, int cols
+    ) {
+        constexpr int GROUP = Tile::COLS % 64 == 0 ? 8 : 4, STEP = WARP / GROUP;
+        const int row = Units::lane() / GROUP, chunk = Units::lane() % GROUP;
+        const bool in_vectors = strides.col == 1 && (strides.row | strides.token | strides.head) % 8 == 0 &&
+                                reinterpret_cast<uint64_t>(data) % 16 == 0;
+#pragma unroll
+        for (int i = 0; i < KEYS; i += STEP) {
+            const Place from{__shfl_sync(ALL_LANES, place.row, row + i), __shfl_sync(ALL_LANES, place.token, row + i),
+                             bool(__shfl_sync(ALL_LANES, int(place.exists), row + i))};
+            const T* vector = data + (from.exists ? from.offset(strides, head) : 0);
+#pragma unroll
+            for (int group = 0; group < Tile::CHUNKS; group += GROUP) {
+                const int col = 8 * (group + chunk), known = from.exists ? largest(0, least(8, cols - col)) : 0;
+                if (in_vectors) {
+                    ptx::cp_async_16(tile.address(row + i, group + chunk), vector + col, 2 * known);
+                } else {
+#pragma unroll 1
+                    for (int number = 0; number < 8; ++number)
+                        tile.data[Tile::at(row + i, group + chunk) + number] =
+                            number < known ? vector[(col + number) * strides.col].bits : uint16_t(0);
+                }
+            }
+        }
+    }
+
+    // Products become scores, as far as their queries see the keys.
+    static __device__ __forceinline__ void apply_options(
+        float (&s)[M][N][4], Smem& smem, const Params& params, const DecodeWork& work, int kv0
+    ) {
+        Units::for_each(s, smem.room, [&](int row, int col, float x) {
+            row += work.row0;
+            const int key = kv0 + col;
+            if (key < work.first_key(row) || key >= work.end_key(row)) return -infinity<float>();
+            return Score<float>::of(params, work.span, work.head(row))(x, work.query(row), key);
+        });
+    }
+
+    static __device__ __forceinline__ void hide(float (&s)[M][N][4], const Seen (&seen)[M][2], int kv0) {
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int n = 0; n < N; ++n)
+#pragma unroll
+                for (int i = 0; i < 4; ++i) {
+                    const int key = kv0 + Units::col(n, i);
+                    if (key < seen[m][i / 2].first || key >= seen[m][i / 2].end) s[m][n][i] = -infinity<float>();
+                }
+    }
+
+    // The warps' results become those of the part, which go to where they belong or to the workspace, a row to a warp.
+    static __device__ __forceinline__ void merge_warps(
+        Smem& smem, const Params& params, const DecodeWork& work, const float (&o)[M][COLS][4],
+        const FragmentSoftmax<Units, M>& softmax, float unit
+    ) {
+        const Reals& sinks = params.sinks;
+        const bool with_sinks = sinks.data != nullptr && work.part == 0 && Units::warp() == 0;
+#pragma unroll
+        for (int m = 0; m < M; ++m)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                const int row = Units::row(m, 2 * half);
+                float sink = -infinity<float>();
+                if (with_sinks && work.row0 + row < work.row1)
+                    sink = widen_any<float>(sinks.data, sinks.dtype, work.head(work.row0 + row) * sinks.strides.head);
+                const auto [lse, share] = softmax.finish(m, half, unit, sink);
+                if (Units::col(0, 0) == 0) smem.lses[Units::warp()][row] = lse;
+#pragma unroll
+                for (int n = 0; n < COLS; ++n)
+#pragma unroll
+                    for (int i = 0; i < 2; ++i)
+                        smem.outs[Units::warp()][row][Units::col(n, i)] = share * o[m][n][2 * half + i];
+            }
+        __syncthreads();        // the results of all warps are there
+        const bool whole = work.keys.count == 1;
+        for (int i = Units::warp(); i < work.row1 - work.row0; i += WARPS) {
+            const int row = work.row0 + i;
+            const int64_t slot = work.slot(params, row);
+            T* out = params.out == nullptr ? nullptr : params.out + work.row_of(params.out_strides, row);
+            float* part_out = whole ? nullptr : params.part_outs + slot * params.dv;
+            const float lse = merge_row<float>(
+                WARPS, whole && out == nullptr ? 0 : params.dv,
+                [&](int warp) { return smem.lses[warp][i]; },
+                [&](int warp, int col) { return smem.outs[warp][i][col]; },
+                [&](int col, float number) {
+                    if (whole) out[col * params.out_strides.col] = narrow<T>(number);
+                    else part_out[col] = number;
+                }
+            );
+            if (Units::lane() != 0) continue;
+            if (!whole) params.part_lses[slot] = lse;
+            else if (params.lse != nullptr) params.lse[work.row_of(params.lse_strides, row)] = lse;
+        }
+    }
+};
+
+}  // namespace cf
