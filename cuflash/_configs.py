@@ -1,4 +1,4 @@
-"""What the kernels without tensor cores are compiled for: the `Config` of each by dtype and dims, from the tables of
+"""What the kernels are compiled for: the `Config` of each by dtype and dims, from the tables of
 `_tuning`. Both the register of kernels and planning read it here.
 """
 
@@ -77,8 +77,8 @@ def fwd_mma(dtype: str, d: int, dv: int) -> list[Mma]:
         return []
     members: Members = {"dtype": f"Dtype::{dtype}", "head_dim": dims[0][0], "value_dim": dims[0][1]}
     rows = [MmaTiles(*row) for row in _tuning.FWD_MMA[dims[0]]]
-    fits_all = next(i for i, tiles in enumerate(rows) if tiles.smem_bytes <= MMA_SMEM_BLOCK[dtype])
-    rows = rows[: fits_all + 1]
+    for_all = [i for i, tiles in enumerate(rows) if tiles.smem_bytes <= MMA_SMEM_BLOCK[dtype]]
+    rows = rows[: for_all[0] + 1] if for_all else rows
     return [Mma((*members.items(), *_members(tiles)), tiles) for tiles in rows]
 
 

@@ -21,8 +21,8 @@ def decode(
     The keys and values of the new tokens are in the cache already (append first): query i sits at position
     ``lengths - lq + i`` of its sequence and sees keys up to its own.
 
-    The bits of a sequence depend on its own length, hq / hk, lq, d, dtype and options, not on the batch, the capacity,
-    the pages or the number of threads; giving `splits` gives that up.
+    The bits of a sequence depend on its own length, hq / hk, lq, d, dv, dtype and options, not on the batch, the
+    capacity, the pages or the number of threads; giving `splits` gives that up.
 
     Parameters
     ----------

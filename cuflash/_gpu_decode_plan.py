@@ -1,8 +1,9 @@
 """From a decoding step and a Gpu to a plan, and the launches around a cache. Pure, as `_gpu_plan`.
 
-The keys of a sequence are cut every `part_keys`, which follows from the queries of a key/value head, the dims and the
-dtype; so the bits of a sequence do not depend on its batch, on the room of its cache, or on the device. How many blocks
-are launched does: one for each part that a sequence can have at all, of which those beyond its own leave at once.
+The keys of a sequence are cut every `part_keys`, which follows from the queries of a key/value head, and the kernel
+follows from the dims, the dtype and the kind of device; so the bits of a sequence do not depend on its batch, on the
+room of its cache, or on how many multiprocessors there are. How many blocks are launched does: one for each part that a
+sequence can have at all, of which those beyond its own leave at once.
 """
 
 from __future__ import annotations
@@ -16,12 +17,13 @@ from cuflash._gpu_plan import Step
 from cuflash._kernels import KernelSpec, runs_on, spec
 from cuflash._params import PLACES
 from cuflash._problem.attention import Problem
+from cuflash.errors import UnsupportedError
 
 APPEND_VECTORS = 32  # keys and values that a block of kv_append takes
 APPEND_SMEM_BYTES = 4
 FIRST_QUERIES = 32  # of a key/value head, for which a workspace suffices that was made with its cache
-PART_ROW_KEYS = 64  # a part has so many keys for each query of a block, of which it counts as having
-PART_ROWS_LEAST = 4  # at least so many
+PART_ROW_KEYS = 64  # a part has so many keys for each query of a key/value head, of which it counts as having
+PART_ROWS_LEAST = 4  # at least so many, and at most FIRST_QUERIES
 
 
 class DecodePlan(NamedTuple):
@@ -42,9 +44,14 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     _gpu_plan.check_sizes(problem, None)
     p = problem
     rows = p.group * p.lq
+    if rows > _gpu_plan.SIZE_MOST:
+        raise UnsupportedError(
+            f"decode: {p.group} heads x lq={p.lq} share a key/value head, but GPU kernels count up to "
+            f"{_gpu_plan.SIZE_MOST}; split the queries"
+        )
     kernel, variant = _choose(problem, gpu, rows)
     tile = variant.tiles
-    part_keys = part_size(rows, tile.q_tile)
+    part_keys = part_size(rows)
     parts = count_parts(p, part_keys, p.lk)
     tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
     _gpu_plan.check_grid(p, tiles * parts)
@@ -70,9 +77,9 @@ def _choose(problem: Problem, gpu: Gpu, rows: int) -> tuple[str, _configs.Decode
     return "decode_simt", _configs.decode_simt(p.dtype, p.stored or "none", p.d, p.dv, rows)
 
 
-def part_size(rows: int, q_tile: int) -> int:
-    """Keys of a part: the more queries a block has, the more, so that partial results stay few beside the keys."""
-    return PART_ROW_KEYS * min(q_tile, max(PART_ROWS_LEAST, 1 << (rows - 1).bit_length()))
+def part_size(rows: int) -> int:
+    """Keys of a part: the more queries, the more, so that partial results stay few beside the keys."""
+    return PART_ROW_KEYS * min(FIRST_QUERIES, max(PART_ROWS_LEAST, 1 << (rows - 1).bit_length()))
 
 
 def count_parts(problem: Problem, part_keys: int, limit: int) -> int:

@@ -104,7 +104,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
             float s[M][N][4] = {};
             Units::mma_abt(s, smem.q, 0, stage.k);
             if (!plain) apply_options(s, smem, params, work, kv0);
-            hide(s, seen, kv0);
+            hide(s, seen, kv0);     // after options again
             softmax.step(s, o, unit * LOG2_E);
             uint32_t p[M][N / 2][4];
             Units::to_operand(p, s);
@@ -136,14 +136,14 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
         Place place{0, 0, false};
         const int mine = begin + Units::lane();     // a lane finds one token, for all
         if (Units::lane() < KEYS && mine < work.keys.end) place = place_of(cache, work.sequence, mine);
-        load_rows(stage.k, cache.k, cache.k_strides, place, work.kv_head, params.d);
-        load_rows(stage.v, cache.v, cache.v_strides, place, work.kv_head, params.dv);
+        copy_rows(stage.k, cache.k, cache.k_strides, place, work.kv_head, params.d);
+        copy_rows(stage.v, cache.v, cache.v_strides, place, work.kv_head, params.dv);
         Units::commit();
     }
 
     // By one warp: row i of the tile is the vector of the token that lane i has found.
     template <typename Tile>
-    static __device__ __forceinline__ void load_rows(
+    static __device__ __forceinline__ void copy_rows(
         Tile& tile, const T* data, const TokenStrides& strides, const Place& place, int head, int cols
     ) {
         constexpr int GROUP = Tile::COLS % 64 == 0 ? 8 : 4, STEP = WARP / GROUP;

@@ -14,7 +14,7 @@
 //     0       q     32768    as they are; at the end the output on its way out
 //     32768   k     16384    of one tile of keys; options other than scale and window pass through it after its use
 //     49152   v     16384    likewise
-//     65536   work    288    what the block works on
+//     65536   tile, work 384 what the block works on
 //
 // Pipeline: the keys of the next tile are copied while a tile's softmax and second product run, its values while its
 // first product runs. So one buffer of each suffices, and two blocks fit where two stages would leave room for one.
@@ -99,7 +99,7 @@ template <MmaConfig CONFIG> struct FwdMma {
             }
             t = next(t + 1);
             if (t != Mask::NO_TILE) Units::load_async(smem.k, work.head.k, t * KV_TILE);
-            hide(s, work, kv0);
+            hide(s, work, kv0);     // after options it finds what they have hidden, and hides it again
 
             softmax.step(s, o, work.unit * LOG2_E);
             uint32_t p[M][KEYS / 2][4];

@@ -130,6 +130,8 @@ def tensor_growth(p):
     q, k, v = p.qkv(1, 1, 1, 20, 64, d=8)
     q[..., 0], k[..., 0] = 4, np.arange(64) / 2
     p.attention(*(x.astype(np.float16) for x in (q, k, v)), scale=1.5)
+    q[...], k[...] = 6e4, 5.5e4  # and such as have no digits left for their differences
+    p.attention(*(x.astype(np.float16) for x in (q, k, v)))
 
 
 def masked(p):
@@ -147,16 +149,21 @@ def empty_rows(p):
     p.attention(q, k, v, kv_lengths=np.array([0, 5]))
 
 
-def far(p):
-    """Heads, and rows, 4.8 GB from the first to the last: more elements than int32 counts."""
+def far(p, dtype=np.float32):
+    """Heads, and rows, so far from the first to the last that int32 does not count the elements."""
     step = 1_200_000_000
-    q, k, v = (x.astype(np.float16) for x in p.qkv(1, 1, 1, 3, 3))
-    wide = memory.empty(2 * step + k.size, np.float16, "keys", memory.SPARSE)
-    rows = np.ndarray(k.shape, k.dtype, wide, strides=(0, 0, 2 * step, 2))
+    q, k, v = (x.astype(dtype) for x in p.qkv(1, 1, 1, 3, 3))
+    wide = memory.empty(2 * step + k.size, dtype, "keys", memory.SPARSE)
+    rows = np.ndarray(k.shape, k.dtype, wide, strides=(0, 0, k.itemsize * step, k.itemsize))
     rows[...] = k
     for near_q, far_k, near_v in ((q, rows, v), (x.swapaxes(1, 2) for x in (q, rows, v))):
         arrays = p.backend.asarray(near_q), DeviceArray(far_k), p.backend.asarray(near_v)
         p.hold([cuflash.attention(*arrays)], [reference.attention(near_q, far_k, near_v)])
+
+
+def tensor_far(p):
+    """The same of float16."""
+    far(p, np.float16)
 
 
 def options(p):

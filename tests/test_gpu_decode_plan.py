@@ -112,14 +112,21 @@ def test_tensor_cores_are_used_where_there_are_tiles_for_them(changes, gpu, kern
 
 
 def test_the_first_workspace_is_enough_for_32_queries():
-    for lk, rows, dv in itertools.product((1, 700, 5000, 100_000), (1, 8, 9, 32), (1, 64, 128)):
-        plan = plan_decode(problem(b=3, hq=2 * rows, lk=lk, dv=dv), GPU)
+    sizes = itertools.product(
+        ("float16", "float32"), (1, 700, 5000, 100_000), (1, 8, 9, 17, 32), (256, 512, 1, 64, 128)
+    )
+    for dtype, lk, rows, dv in sizes:
+        plan = plan_decode(problem(b=3, hq=2 * rows, lk=lk, d=dv, dv=dv, dtype=dtype), GPU)
         tickets, numbers = first_workspace(3 * lk, 3, 2, dv)
         assert plan.tickets <= tickets and plan.numbers <= numbers
     assert numbers * 4 <= 0.02 * 3 * lk * 2 * 2 * dv * 2  # bytes beside those of keys and values in float16
 
 
 def test_what_no_kernel_takes():
+    with pytest.raises(
+        UnsupportedError, match="decode: 65536 heads x lq=32768 share a key/value head, but GPU kernels"
+    ):
+        plan_decode(problem(b=1, hq=65536, hk=1, lq=32768), GPU)
     with pytest.raises(UnsupportedError, match="decode: d=513, but GPU kernels go up to 512"):
         plan_decode(problem(d=513), GPU)
     with pytest.raises(UnsupportedError, match=r"decode: lk is \d+, but GPU kernels count up to"):

@@ -82,10 +82,7 @@ def run_probe(settings: Settings, name: str) -> dict[str, Any]:
 def compile_cases(settings: Settings) -> Cases:
     """Every variant for this GPU, on all cores at once; before and behind that the first call of a fresh process."""
     yield "first call, nothing compiled", lambda: first_call(None)
-    from cuflash._runtime import cupy_runtime
-
-    arch = cupy_runtime.runtime().gpu().arch
-    compiler = Compiler([variant for variant in _kernels.variants() if _kernels.runs_on(variant, arch)], arch)
+    compiler = Compiler(_kernels.variants())
     for variant in compiler.variants:
         yield _kernels.file_name(variant, "").removesuffix("-.cubin"), partial(compiler.result, variant)
     yield "first call, from disk", lambda: first_call(os.environ["CUFLASH_CACHE_DIR"])
@@ -94,19 +91,24 @@ def compile_cases(settings: Settings) -> Cases:
 class Compiler:
     """Compiles all variants from the moment that one is asked for."""
 
-    def __init__(self, variants: list[KernelSpec], arch: str) -> None:
-        self.variants, self.arch = variants, arch
+    def __init__(self, variants: list[KernelSpec]) -> None:
+        self.variants = variants
 
     @cached_property
     def _futures(self) -> dict[KernelSpec, Future]:
-        pool = ThreadPoolExecutor(available_cores())
-        return {variant: pool.submit(self._compile, variant) for variant in self.variants}
+        from cuflash._runtime import cupy_runtime
 
-    def _compile(self, variant: KernelSpec) -> dict[str, Any]:
+        arch = cupy_runtime.runtime().gpu().arch
+        pool = ThreadPoolExecutor(available_cores())
+        return {variant: pool.submit(self._compile, variant, arch) for variant in self.variants}
+
+    def _compile(self, variant: KernelSpec, arch: str) -> dict[str, Any]:
         from cuflash._runtime import images
 
+        if not _kernels.runs_on(variant, arch):
+            return {"left out": f"{arch} has no such instructions"}
         start = time.perf_counter()
-        compiled = images.obtain(variant, self.arch)
+        compiled = images.obtain(variant, arch)
         taken = time.perf_counter() - start
         facts = {"registers": compiled.registers, "spill bytes": compiled.spill_bytes, "bytes": len(compiled.image)}
         return {**facts, "compiled in": round(taken, 3)}

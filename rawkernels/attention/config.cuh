@@ -1,4 +1,4 @@
-// config.cuh -- what the always-there kernels are compiled for. Everything else about a call is a run-time value.
+// config.cuh -- what the kernels are compiled for. Everything else about a call is a run-time value.
 #pragma once
 #include "../core/simt_tile.cuh"
 

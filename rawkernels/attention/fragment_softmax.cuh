@@ -1,10 +1,11 @@
 // fragment_softmax.cuh -- softmax(s) @ v over tiles of keys, as online_softmax.cuh has it, for the fragments of
 // core/mma_tile.cuh. Two things differ, both for speed:
 //
-//   - weights are powers of 2, (s - base) * factor being the exponent, so that a score takes one product and one ex2;
+//   - weights are powers of 2, (s - base) * factor being the exponent, so that a score needs no exp. (A fused s * factor -
+//     base * factor would save an instruction, and be off by the rounding of the second product: inf for large scores.)
 //   - `base` follows the maximum of a row only when that has outgrown it by a factor of 256. Weights are then at most
-//     256, sums and outputs are taken relative to the same base throughout, and so the result is the same; most tiles
-//     need not touch the output (FlashAttention-4's rule).
+//     256, sums and outputs are taken relative to the same base throughout, and so the result is the same but for
+//     rounding; most tiles need not touch the output (FlashAttention-4's rule). The rows of a fragment move together.
 #pragma once
 #include "../core/mma_tile.cuh"
 
@@ -43,13 +44,13 @@ template <typename Units, int M> struct FragmentSoftmax {
             if (__any_sync(ALL_LANES, grown)) move(m, o[m], top, factor);
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-                const float shift = finite(base[m][half]) * factor;
+                const float origin = finite(base[m][half]);
                 float tile_sum = 0;
 #pragma unroll
                 for (int n = 0; n < N; ++n)
 #pragma unroll
                     for (int i = 2 * half; i < 2 * half + 2; ++i)
-                        tile_sum += s[m][n][i] = ptx::ex2(s[m][n][i] * factor - shift);
+                        tile_sum += s[m][n][i] = ptx::ex2((s[m][n][i] - origin) * factor);
                 sum[m][half] += tile_sum;
             }
         }
@@ -60,7 +61,7 @@ template <typename Units, int M> struct FragmentSoftmax {
     struct Finished { float lse, share; };
     __device__ __forceinline__ Finished finish(int m, int half, float unit, float sink) const {
         const float weights = Units::quad_sum(sum[m][half]);
-        const float own = weights == 0 ? -infinity<float>() : base[m][half] * unit;
+        const float own = weights == 0 ? -infinity<float>() : rounded_product(base[m][half], unit);
         const float top = largest(own, sink), shift = finite(top);
         const float scale = ptx::ex2((own - shift) * LOG2_E);
         const float total = weights * scale + ptx::ex2((sink - shift) * LOG2_E);

@@ -99,7 +99,7 @@ template <Dtype DTYPE, int COLUMNS, int Q_TILE, int KV_TILE> struct Recompute {
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-            for (int c = 0; c < KEYS; ++c) s[r][c] = exp_of(s[r][c] * scale - pairs.lse[Units::y() * ROWS + r]);
+            for (int c = 0; c < KEYS; ++c) s[r][c] = exp_of(rounded_product(s[r][c], scale) - pairs.lse[Units::y() * ROWS + r]);
         const int q1 = least(q0 + Q_TILE, head.q.rows);
         if (q1 - q0 == Q_TILE && !head.mask.cuts(q0, q1, kv0, kv0 + KV_TILE)) return;
 #pragma unroll

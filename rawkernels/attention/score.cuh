@@ -35,7 +35,7 @@ template <typename A> struct Score {
     }
     // The same; `bend` becomes d score / d (product * scale), which is 1 without a softcap.
     __device__ __forceinline__ A operator()(A product, int row, int key, A& bend) const {
-        A s = product * scale;
+        A s = rounded_product(product, scale);
         bend = 1;
         if (softcap != A(0)) {
             const A t = tanh_of(s / softcap);

@@ -22,7 +22,7 @@ constexpr unsigned ALL_LANES = 0xffffffffu;
 // eight rows of one chunk, as ldmatrix reads them, and eight chunks of one row, as copies write them, touch all banks.
 template <int ROW_COUNT, int COL_COUNT> struct MmaTile {
     static constexpr int ROWS = ROW_COUNT, COLS = COL_COUNT, CHUNKS = COLS / 8;
-    static_assert(COLS % 32 == 0, "rows that end half way through the banks alternate between their halves");
+    static_assert(COLS % 32 == 0, "a row fills the banks, or half of them, so that rows alternate between the halves");
     alignas(128) uint16_t data[ROWS * COLS];
 
     // Index of the first number of a chunk.
@@ -86,13 +86,15 @@ template <Dtype DTYPE, int WARPS> struct Mma {
                         known ? from[i * row_stride + (col + number) * col_stride].bits : uint16_t(0);
                 }
     }
+    // Waits for all that this thread has begun to copy.
     static __device__ __forceinline__ void wait() {
         if constexpr (ARCH >= 80) ptx::cp_async_wait_all();
     }
-    // What was begun since the last `commit` is a group; waits for all but the newest N groups of this thread.
+    // What this thread has begun since the last `commit` becomes a group.
     static __device__ __forceinline__ void commit() {
         if constexpr (ARCH >= 80) ptx::cp_async_commit();
     }
+    // Waits for all groups of this thread but the newest N.
     template <int N> static __device__ __forceinline__ void wait_but() {
         if constexpr (ARCH >= 80) ptx::cp_async_wait<N>();
     }

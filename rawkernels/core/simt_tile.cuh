@@ -84,7 +84,7 @@ template <typename A> struct Simt {
 #pragma unroll
         for (int r = 0; r < R; ++r)
 #pragma unroll
-            for (int c = 0; c < C; ++c) s[r][c] *= factor;
+            for (int c = 0; c < C; ++c) s[r][c] = rounded_product(s[r][c], factor);
     }
 
     // total += part. Sums over thousands of numbers are made in two steps, of each tile and then of the tiles: rounding
