@@ -186,7 +186,7 @@ def test_a_plan_says_why(sizes, words):
         ({"dtype": "bfloat16", "d": 192, "dv": 128}, GPUS[2], (192, 128, 128, 64)),
         ({"dtype": "bfloat16", "d": 129, "dv": 129}, GPUS[2], (192, 192, 128, 64)),
         ({"dtype": "float16", "d": 256}, GPUS[2], (256, 256, 128, 64)),
-        ({"dtype": "float16", "d": 256}, Gpu("sm_89", sms=128, smem_block=99 << 10), (256, 256, 128, 32)),
+        ({"dtype": "float16", "d": 256}, Gpu("sm_89", sms=128, smem_block=99 << 10), (256, 256, 64, 64)),
         ({"dtype": "float16", "d": 128}, GPUS[0], (128, 128, 64, 64)),  # 64 KB of shared memory
         ({"dtype": "float16", "d": 257}, GPUS[2], None),
         ({"dtype": "float16", "dv": 0}, GPUS[2], None),
