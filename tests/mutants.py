@@ -101,7 +101,7 @@ MUTANTS = [
     Mutant("mma-room-free", "fwd_mma.cu", "__syncthreads();    // all have done with the room", BARRIER,
            "tensor_options", "race"),
     Mutant("mma-queries-free", "fwd_mma.cu", "__syncthreads();    // all have done with q, also", BARRIER,
-           "tensor_empty", "race"),
+           "tensor_cores", "race"),
     Mutant("mma-rows-complete", "fwd_mma.cu", "__syncwarp();       // the warp's rows", BARRIER, "tensor_cores",
            "race"),
     Mutant("mma-next-tile", "fwd_mma.cu", "t = next(t + 1);", "t = next(t + 2);", "tensor_cores", "wrong"),
