@@ -47,6 +47,11 @@ class DecodeTiles(NamedTuple):
     blocks: int
     smem_bytes: int
 
+    @property
+    def kv_tile(self) -> int:
+        """Keys that the warps walk at a time, 16 each."""
+        return 16 * self.warps
+
 
 class Mma(NamedTuple):
     """A variant of a kernel on tensor cores."""

@@ -49,7 +49,7 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
             f"decode: {p.group} heads x lq={p.lq} share a key/value head, but GPU kernels count up to "
             f"{_gpu_plan.SIZE_MOST}; split the queries"
         )
-    kernel, variant = _choose(problem, gpu, rows)
+    kernel, variant = choose_decode(problem, gpu, rows)
     tile = variant.tiles
     part_keys = part_size(rows)
     parts = count_parts(p, part_keys, p.lk)
@@ -67,7 +67,7 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     return DecodePlan(step, tiles, part_keys, parts, tiles, numbers, why)
 
 
-def _choose(problem: Problem, gpu: Gpu, rows: int) -> tuple[str, _configs.DecodeMma | _configs.Simt]:
+def choose_decode(problem: Problem, gpu: Gpu, rows: int) -> tuple[str, _configs.DecodeMma | _configs.Simt]:
     """Tensor cores for 16-bit numbers stored as such, as far as there are tiles for the dims."""
     p = problem
     variant = _configs.decode_mma(p.dtype, p.d, p.dv, rows) if p.stored is None and p.d and p.dv else None

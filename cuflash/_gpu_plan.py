@@ -1,4 +1,5 @@
-"""From a Problem and a Gpu to a plan: which kernels, tiles, grids, and why. Pure; nothing is computed or allocated.
+"""What plans for a Gpu are made of, and those of gradients: which kernels, tiles, grids, and why. Pure; nothing is
+computed or allocated. Plans of the forward pass are in `_gpu_forward_plan`.
 
 What a plan says follows from shapes, options and the device, never from numbers in arrays, so the bits of a result do
 not change from run to run. Packed sequences give their totals (rows of q, rows of k), since the lengths of members may
@@ -13,7 +14,7 @@ from typing import NamedTuple
 
 from cuflash import _configs, _tuning
 from cuflash._device import Gpu
-from cuflash._kernels import KernelSpec, runs_on, spec
+from cuflash._kernels import KernelSpec, spec
 from cuflash._problem.attention import Problem
 from cuflash.errors import UnsupportedError
 
@@ -38,26 +39,6 @@ class Step(NamedTuple):
     threads: int = THREADS
 
 
-class ForwardPlan(NamedTuple):
-    """A forward pass."""
-
-    forward: Step
-    q_tiles: int  # of a head
-    workspace: int  # bytes
-    why: str
-
-
-class WeightsPlan(NamedTuple):
-    """The weights: a forward pass for the maximum and the sum of each row, then exp(score - maximum) / sum."""
-
-    forward: ForwardPlan
-    weights: Step
-    q_tiles: int
-    kv_tiles: int
-    workspace: int
-    why: str
-
-
 class BackwardPlan(NamedTuple):
     """The passes of a gradient."""
 
@@ -76,73 +57,34 @@ class BackwardPlan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan_forward(problem: Problem, gpu: Gpu, totals: Totals = None) -> ForwardPlan:
-    """A forward pass; where dv is 0 for what it finds of each row alone."""
-    check_sizes(problem, totals)
-    kernel, variant = _choose_forward(problem, gpu)
-    q_tiles = _count_tiles(problem.lq, variant.tiles.q_tile, problem, totals and totals[0])
-    step = _step(problem, kernel, variant, q_tiles * problem.hq * _entries(problem, totals))
-    tile = variant.tiles
-    why = (
-        f"{kernel}: a block owns {tile.q_tile} queries of one head and walks the keys that they see, {tile.kv_tile} at "
-        f"a time; {_busy(step, gpu)}; {say_units(problem, gpu, variant)}"
-    )
-    return ForwardPlan(step, q_tiles, 0, why)
-
-
-def _choose_forward(problem: Problem, gpu: Gpu) -> tuple[str, _configs.Mma | _configs.Simt]:
-    """Tensor cores for 16-bit numbers, as far as there are tiles for the dims."""
-    p = problem
-    if p.d and p.dv:
-        for variant in _configs.fwd_mma(p.dtype, p.d, p.dv):
-            fits = variant.tiles.smem_bytes <= gpu.smem_block
-            if fits and runs_on(KernelSpec("fwd_mma", variant.config), gpu.arch):
-                return "fwd_mma", variant
-    return "fwd_simt", _configs.fwd_simt(p.dtype, p.d, p.dv)
-
-
-@lru_cache(maxsize=1024)
-def plan_weights(problem: Problem, gpu: Gpu) -> WeightsPlan:
-    """The weights of a problem whose dv is 0."""
-    forward = plan_forward(problem, gpu)
-    variant = _configs.weights_simt(problem.dtype)
-    q_tiles = _count_tiles(problem.lq, variant.tiles.q_tile, problem, None)
-    kv_tiles = _count_tiles(problem.lk, variant.tiles.kv_tile, problem, None)
-    step = _step(problem, "weights_simt", variant, kv_tiles * q_tiles * problem.hq * _entries(problem, None))
-    why = f"{forward.why}; that is for the maximum and the sum of each row, then weights_simt: a block writes a tile"
-    workspace = 2 * _entries(problem, None) * problem.hq * problem.lq * _number_bytes(problem)
-    return WeightsPlan(forward, step, q_tiles, kv_tiles, workspace, why)
-
-
-@lru_cache(maxsize=1024)
 def plan_backward(problem: Problem, gpu: Gpu, totals: Totals = None) -> BackwardPlan:
     """The gradients of a problem; nothing is added up in an order that could change."""
     check_sizes(problem, totals)
-    p, entries = problem, _entries(problem, totals)
+    p, entries = problem, count_entries(problem, totals)
     total_q, total_k = totals or (None, None)
     rows = entries * p.hq * (p.lq if total_q is None else total_q)
     element = f"Dtype::{p.dtype}"
     prepare = Step(spec("bwd_prepare", dtype=element), check_grid(problem, -(-rows // PREPARE_ROWS)), 0)
 
     of_q, of_kv = _configs.bwd_q_simt(p.dtype, p.d, p.dv), _configs.bwd_kv_simt(p.dtype, max(p.d, p.dv))
-    q_tiles = _count_tiles(p.lq, of_q.tiles.q_tile, p, total_q)
-    kv_tiles = _count_tiles(p.lk, of_kv.tiles.kv_tile, p, total_k)
+    q_tiles = count_tiles(p.lq, of_q.tiles.q_tile, p, total_q)
+    kv_tiles = count_tiles(p.lk, of_kv.tiles.kv_tile, p, total_k)
     k_slices, v_slices = (-(-dim // of_kv.columns) for dim in (p.d, p.dv))
-    q = _step(p, "bwd_q_simt", of_q, q_tiles * p.hq * entries if p.d else 0)
-    kv = _step(p, "bwd_kv_simt", of_kv, (k_slices + v_slices) * kv_tiles * p.hk * entries)
+    q = make_step(p, "bwd_q_simt", of_q, q_tiles * p.hq * entries if p.d else 0)
+    kv = make_step(p, "bwd_kv_simt", of_kv, (k_slices + v_slices) * kv_tiles * p.hk * entries)
     bias, parts, bias_bytes = _plan_bias(p, gpu)
-    sinks = Step(spec("bwd_sinks", dtype=element), p.hq, SINKS_NUMBERS * _number_bytes(p)) if p.sinks else None
+    sinks = Step(spec("bwd_sinks", dtype=element), p.hq, SINKS_NUMBERS * number_bytes(p)) if p.sinks else None
     why = [
         "bwd_prepare: one number for each query",
-        f"bwd_q_simt: a block owns {of_q.tiles.q_tile} queries and walks the keys; {_busy(q, gpu)}",
+        f"bwd_q_simt: a block owns {of_q.tiles.q_tile} queries and walks the keys; {say_busy(q, gpu)}",
         f"bwd_kv_simt: a block owns {of_kv.tiles.kv_tile} keys of a key/value head and {of_kv.columns} columns of dk "
-        f"or dv, and walks the queries of {p.group} head(s); {_busy(kv, gpu)}",
+        f"or dv, and walks the queries of {p.group} head(s); {say_busy(kv, gpu)}",
     ]
     if bias is not None:
-        why.append(f"bwd_bias_simt: a block owns a tile of the bias, summed in {parts} part(s); {_busy(bias, gpu)}")
+        why.append(f"bwd_bias_simt: a block owns a tile of the bias, summed in {parts} part(s); {say_busy(bias, gpu)}")
     why += ["bwd_sinks: a block for each head"] * p.sinks
     why.append(say_units(p, gpu))
-    workspace = rows * _number_bytes(p) + bias_bytes
+    workspace = rows * number_bytes(p) + bias_bytes
     return BackwardPlan(
         prepare, q, kv, bias, sinks, q_tiles, kv_tiles, k_slices, v_slices, parts, workspace, "; ".join(why)
     )
@@ -153,9 +95,9 @@ def sum_axes_step(dtype: str, elements: int) -> Step:
     return _element_step("sum_axes", dtype, -(-elements // THREADS))
 
 
-def merge_step(dtype: str, rows: int) -> Step:
-    """Merging of parts with so many rows each: a warp for each row."""
-    return _element_step("merge", dtype, -(-rows // WARPS))
+def merge_step(dtype: str, rows: int, parts: str | None = None) -> Step:
+    """Merging of parts with so many rows each, whose outputs have the dtype `parts`: a warp for each row."""
+    return _element_step("merge", dtype, -(-rows // WARPS), parts=f"Dtype::{parts or dtype}")
 
 
 def rotary_step(dtype: str, entries: int, heads: int, rows: int, d: int, dim: int) -> Step:
@@ -164,12 +106,12 @@ def rotary_step(dtype: str, entries: int, heads: int, rows: int, d: int, dim: in
     return _element_step("rotary", dtype, -(-threads // THREADS))
 
 
-def _element_step(kernel: str, dtype: str, grid: int) -> Step:
+def _element_step(kernel: str, dtype: str, grid: int, **members: str) -> Step:
     if grid > BLOCKS_MOST:
         raise UnsupportedError(
             f"{kernel}: takes {grid} blocks, but a launch has at most {BLOCKS_MOST}; split the arrays"
         )
-    return Step(spec(kernel, dtype=f"Dtype::{dtype}"), grid, 0)
+    return Step(spec(kernel, dtype=f"Dtype::{dtype}", **members), grid, 0)
 
 
 def bias_sizes(problem: Problem) -> tuple[int, ...]:
@@ -187,24 +129,24 @@ def _plan_bias(problem: Problem, gpu: Gpu) -> tuple[Step | None, int, int]:
     tiles = -(-rows // variant.tiles.q_tile) * -(-cols // variant.tiles.kv_tile) * heads * prod(batch)
     sharing = prod(problem.batch) * problem.hq // max(1, prod(batch) * heads)
     parts = max(1, min(sharing, gpu.sms * _tuning.BIAS_BLOCKS_PER_SM // max(1, tiles)))
-    step = _step(problem, "bwd_bias_simt", variant, tiles * parts)
-    size = prod(batch) * heads * rows * cols * _number_bytes(problem)
+    step = make_step(problem, "bwd_bias_simt", variant, tiles * parts)
+    size = prod(batch) * heads * rows * cols * number_bytes(problem)
     return step, parts, parts * size if parts > 1 else 0
 
 
-def _count_tiles(length: int, tile: int, problem: Problem, total: int | None) -> int:
+def count_tiles(length: int, tile: int, problem: Problem, total: int | None) -> int:
     """Tiles of a head."""
     if total is None:
         return -(-length // tile)
     return total // tile + problem.batch[-1] if total else 0
 
 
-def _entries(problem: Problem, totals: Totals) -> int:
+def count_entries(problem: Problem, totals: Totals) -> int:
     """What heads are counted in: batch entries, or 1 where members share the tiles of a head."""
     return prod(problem.batch) if totals is None else 1
 
 
-def _step(problem: Problem, kernel: str, variant: Variant, grid: int) -> Step:
+def make_step(problem: Problem, kernel: str, variant: Variant, grid: int) -> Step:
     return Step(
         KernelSpec(kernel, variant.config), check_grid(problem, grid), variant.tiles.smem_bytes, threads_of(variant)
     )
@@ -237,17 +179,22 @@ def check_sizes(problem: Problem, totals: Totals) -> None:
             raise UnsupportedError(f"{problem.function}: {name} is {size}, but GPU kernels count up to {SIZE_MOST}")
 
 
-def _busy(step: Step, gpu: Gpu) -> str:
+def say_busy(step: Step, gpu: Gpu) -> str:
     return f"{step.grid} block(s) for {gpu.sms} multiprocessors"
 
 
 def say_units(problem: Problem, gpu: Gpu, variant: Variant | None = None) -> str:
     if isinstance(variant, _configs.Mma | _configs.DecodeMma):
         return f"products on the tensor cores of {gpu.arch}, sums in float32"
-    name = "float64" if problem.dtype == "float64" else "float32"
+    name = arithmetic(problem)
     return f"arithmetic in {name} on the plain units of {gpu.arch}, which take every dtype, d, dv and option"
 
 
-def _number_bytes(problem: Problem) -> int:
+def arithmetic(problem: Problem) -> str:
+    """The dtype of sums, and of partial results."""
+    return "float64" if problem.dtype == "float64" else "float32"
+
+
+def number_bytes(problem: Problem) -> int:
     """Of a number in the arithmetic."""
-    return 8 if problem.dtype == "float64" else 4
+    return _configs.ITEMSIZES[arithmetic(problem)]

@@ -157,6 +157,15 @@ def _dtype_alone(wanted: Wanted) -> Iterable[Config]:
     return ((("dtype", f"Dtype::{dtype}"),) for dtype in wanted.dtypes)
 
 
+def _dtype_and_parts(wanted: Wanted) -> Iterable[Config]:
+    """Parts that a caller has are of the result's dtype, those of a forward pass of that of sums."""
+    return (
+        (("dtype", f"Dtype::{dtype}"), ("parts", f"Dtype::{parts}"))
+        for dtype in wanted.dtypes
+        for parts in dict.fromkeys((dtype, "float64" if dtype == "float64" else "float32"))
+    )
+
+
 def _dtype_of_sums(wanted: Wanted) -> Iterable[Config]:
     return ((("dtype", f"Dtype::{'float64' if dtype == 'float64' else 'float32'}"),) for dtype in wanted.dtypes)
 
@@ -226,6 +235,6 @@ KERNELS: dict[str, Kernel] = {
         "copy_pages.cu", "CopyPages", "CopyConfig", _params.COPY_PAGES, _always(chunk_bytes=_configs.COPY_CHUNK_BYTES)
     ),
     "scatter": Kernel("scatter.cu", "Scatter", "ScatterConfig", _params.SCATTER, _always(places=_params.PLACES)),
-    "merge": Kernel("merge.cu", "Merge", "MergeConfig", _params.MERGE, _dtype_alone),
+    "merge": Kernel("merge.cu", "Merge", "MergeConfig", _params.MERGE, _dtype_and_parts),
     "rotary": Kernel("rotary.cu", "Rotary", "RotaryConfig", _params.ROTARY, _dtype_alone),
 }

@@ -111,7 +111,8 @@ ATTENTION = Struct(
 )  # fmt: skip
 FWD = Struct(
     "FwdParams<T>",
-    problem=ATTENTION, out=POINTER, out_strides=STRIDES, lse=POINTER, lse_strides=STRIDES, sum=POINTER,
+    problem=ATTENTION, out=POINTER, part_outs=POINTER, out_strides=STRIDES, lse=POINTER, lse_strides=STRIDES,
+    sum=POINTER, out_step="i8", lse_step="i8", parts="i4", part_keys="i4",
 )  # fmt: skip
 GRADIENT = Struct("Gradient", data=POINTER, strides=STRIDES, dtype="i4")
 BACKWARD = Struct(
@@ -160,10 +161,10 @@ CACHE = Struct(
 )  # fmt: skip
 DECODE = Struct(
     "DecodeParams<T, Stored>",
-    q=POINTER, q_strides=STRIDES, cache=CACHE, seqs=POINTER, lengths=POINTER, bias=REALS, slopes=REALS, sinks=REALS,
-    left="i8", right="i8", scale="f8", softcap="f8", out=POINTER, out_strides=STRIDES, lse=POINTER, lse_strides=STRIDES,
-    part_outs=POINTER, part_lses=POINTER, tickets=POINTER, b="i4", hq="i4", hk="i4", lq="i4", d="i4", dv="i4",
-    part_keys="i4", splits="i4", parts="i4", limit="i4",
+    q=POINTER, q_strides=STRIDES, cache=CACHE, seqs=POINTER, lengths=POINTER, q_offset="i8", bias=REALS,
+    slopes=REALS, sinks=REALS, left="i8", right="i8", scale="f8", softcap="f8", out=POINTER, out_strides=STRIDES,
+    lse=POINTER, lse_strides=STRIDES, part_outs=POINTER, part_lses=POINTER, tickets=POINTER, b="i4", hq="i4", hk="i4",
+    lq="i4", d="i4", dv="i4", part_keys="i4", splits="i4", parts="i4", limit="i4",
 )  # fmt: skip
 APPEND = Struct(
     "AppendParams<T, Stored>",
@@ -178,7 +179,7 @@ COPY_PAGES = Struct(
 SCATTER = Struct("ScatterParams", at=(POINTER, PLACES), values=("i4", PLACES), count="i4")
 MERGE_PART = Struct("MergePart<T>", out=POINTER, lse=POINTER, out_strides=STRIDES, lse_strides=STRIDES)
 MERGE = Struct(
-    "MergeParams<T>",
+    "MergeParams<T, Part>",
     given=(MERGE_PART, MERGE_ARRAYS), out_step="i8", lse_step="i8", out=POINTER, lse=POINTER, out_strides=STRIDES,
     lse_strides=STRIDES, entries="i8", batch=("i4", BATCH_AXES), heads="i4", rows="i4", dv="i4",
     parts="i4", arrays="i4",

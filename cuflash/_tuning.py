@@ -98,5 +98,11 @@ DECODE_MMA: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
     256: ((16, 2, 2, 1, 75904),),
 }
 
+# Attention with at most so many queries for a key/value head is worked on as decoding is: tiles of all of them, which
+# read a key once or twice, in place of a tile of 64 or 128 rows for each head. Not timed on a GPU yet.
+FEW_QUERIES = 64
+# Keys of a part of the forward pass, at the least: reading them takes about as long as merging it. Not timed either.
+PART_KEYS_LEAST = 256
+
 # A bias gradient of few tiles is summed in parts by as many blocks as this for each multiprocessor.
 BIAS_BLOCKS_PER_SM = 4

@@ -25,7 +25,6 @@
 #include "attention/decode_work.cuh"
 #include "attention/fragment_softmax.cuh"
 #include "attention/score.cuh"
-#include "core/ticket.cuh"
 
 namespace cf {
 
@@ -114,8 +113,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
         Units::wait();
         __syncthreads();        // all warps have done with the ring
         merge_warps(smem, params, work, o, softmax, unit);
-        if (work.keys.count > 1 && arrives_last(params.tickets + work.tile, work.keys.count, smem.before))
-            merge_parts<WARPS>(params, work);
+        if (work.merges(params, smem.before)) merge_parts<WARPS>(params, work);
     }
 
     static __device__ __forceinline__ void load_queries(Smem& smem, const Params& params, const DecodeWork& work) {
@@ -218,7 +216,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
                         smem.outs[Units::warp()][row][Units::col(n, i)] = share * o[m][n][2 * half + i];
             }
         __syncthreads();        // the results of all warps are there
-        const bool whole = work.keys.count == 1;
+        const bool whole = work.whole;
         for (int i = Units::warp(); i < work.row1 - work.row0; i += WARPS) {
             const int row = work.row0 + i;
             const int64_t slot = work.slot(params, row);

@@ -31,7 +31,6 @@
 #include "attention/decode_work.cuh"
 #include "attention/online_softmax.cuh"
 #include "attention/score.cuh"
-#include "core/ticket.cuh"
 
 namespace cf {
 
@@ -98,8 +97,7 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
             add_values(o, shrink, smem, params);
         }
         store(params, work, o, softmax);
-        if (work.keys.count > 1 && arrives_last(params.tickets + work.tile, work.keys.count, smem.before))
-            merge_parts<THREADS / WARP>(params, work);
+        if (work.merges(params, smem.before)) merge_parts<THREADS / WARP>(params, work);
     }
 
     static __device__ __forceinline__ void start_with_sinks(
@@ -197,7 +195,7 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
     ) {
         A lse[ROWS];
         softmax.finish(lse);
-        const bool whole = work.keys.count == 1;
+        const bool whole = work.whole;
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             const int row = work.row0 + Units::y() * ROWS + r;

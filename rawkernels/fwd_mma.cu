@@ -10,6 +10,9 @@
 //     queries  warp 0  [ s -> p ][ s -> p ]   ...  [   ]      s = q @ k^T, o += p @ v
 //              warp 1  [   .    ][   .    ]        [   ]      s, p and o stay in a warp's registers (core/mma_tile.cuh)
 //
+// Where there are too few tiles of queries for the GPU, each has a block for every part of its keys (Mask::part), which
+// stores the part's output in float32; merge.cu makes one of them.
+//
 // Shared memory (bytes; d = dv = 128, Q_TILE = 128, KV_TILE = 64):
 //     0       q     32768    as they are; at the end the output on its way out
 //     32768   k     16384    of one tile of keys; options other than scale and window pass through it after its use
@@ -72,9 +75,9 @@ template <MmaConfig CONFIG> struct FwdMma {
         const auto& problem = params.problem;
         Smem& smem = shared_map<Smem>();
         const QueryTile& tile = smem.tile;
-        publish(smem.tile, [&] { return QueryTile::of<Q_TILE>(problem, blockIdx.x); });
+        publish(smem.tile, [&] { return QueryTile::of<Q_TILE>(problem, blockIdx.x / params.parts); });
         if (!tile.exists) return;
-        publish(smem.work, [&] { return find(problem, tile); });
+        publish(smem.work, [&] { return find(params, tile, blockIdx.x % params.parts); });
         const Work& work = smem.work;
 
         float o[M][COLS][4] = {};
@@ -109,8 +112,10 @@ template <MmaConfig CONFIG> struct FwdMma {
         store(params, smem, o, softmax);
     }
 
-    static __device__ __forceinline__ Work find(const Attention<T>& problem, const QueryTile& tile) {
-        const auto head = QueryHead<T>::of(problem, tile.span, tile.head);
+    static __device__ __forceinline__ Work find(const Params& params, const QueryTile& tile, int part) {
+        const auto& problem = params.problem;
+        auto head = QueryHead<T>::of(problem, tile.span, tile.head);
+        head.mask = head.mask.template part<KV_TILE>(part, params.part_keys, tile.q0);
         const bool plain = head.score.plain() && head.mask.array == nullptr && head.score.scale > 0;
         return {head, values_of(problem, tile.span, tile.head), tile.q0, least(tile.q0 + Q_TILE, tile.span.lq),
                 plain, plain ? head.score.scale : 1.0f};
@@ -153,8 +158,12 @@ template <MmaConfig CONFIG> struct FwdMma {
         const QueryTile& tile = smem.tile;
         const Work& work = smem.work;
         const Reals& sinks = params.problem.sinks;
-        const float sink = sinks.data == nullptr
+        const int part = blockIdx.x % params.parts;
+        const float sink = sinks.data == nullptr || part > 0
             ? -infinity<float>() : widen_any<float>(sinks.data, sinks.dtype, tile.head * sinks.strides.head);
+        const Strides &lse_strides = params.lse_strides, &strides = params.out_strides;
+        const int64_t row0 = tile.span.q_start + tile.q0;
+        const int64_t out_at = row_of(strides, tile.span.entry, tile.head, row0) + part * params.out_step;
         Units::wait();
         __syncthreads();    // all have done with q, also where no tile was visited
 #pragma unroll
@@ -163,18 +172,34 @@ template <MmaConfig CONFIG> struct FwdMma {
             for (int half = 0; half < 2; ++half) {
                 const int row = 16 * M * Units::warp() + Units::row(m, 2 * half);
                 const auto [lse, share] = softmax.finish(m, half, work.unit, sink);
-                const Strides& strides = params.lse_strides;
-                if (params.lse != nullptr && Units::col(0, 0) == 0 && tile.q0 + row < work.q1)
-                    params.lse[row_of(strides, tile.span.entry, tile.head, tile.span.q_start + tile.q0 + row)] = lse;
+                const bool known = tile.q0 + row < work.q1;
+                if (params.lse != nullptr && Units::col(0, 0) == 0 && known)
+                    params.lse[row_of(lse_strides, tile.span.entry, tile.head, row0 + row) + part * params.lse_step] = lse;
+                if (params.part_outs != nullptr) {
+                    if (known) store_part(params, out_at + row * strides.row, o[m], half, share);
+                    continue;
+                }
 #pragma unroll
                 for (int n = 0; n < COLS; ++n)
                     Units::put_pair(smem.out, row, n, share * o[m][n][2 * half], share * o[m][n][2 * half + 1]);
             }
         __syncwarp();       // the warp's rows are complete
         if (params.out == nullptr) return;
-        const Strides& strides = params.out_strides;
-        T* out = params.out + row_of(strides, tile.span.entry, tile.head, tile.span.q_start + tile.q0);
-        Units::template store_rows<16 * M>(out, strides.row, strides.col, smem.out, work.q1 - work.q0, params.problem.dv);
+        Units::template store_rows<16 * M>(
+            params.out + out_at, strides.row, strides.col, smem.out, work.q1 - work.q0, params.problem.dv
+        );
+    }
+
+    // A row of a part's output, from element `at` on, as it is.
+    static __device__ __forceinline__ void store_part(
+        const Params& params, int64_t at, const float (&o)[COLS][4], int half, float share
+    ) {
+#pragma unroll
+        for (int n = 0; n < COLS; ++n)
+#pragma unroll
+            for (int i = 0; i < 2; ++i)
+                if (Units::col(n, i) < params.problem.dv)
+                    params.part_outs[at + Units::col(n, i)] = share * o[n][2 * half + i];
     }
 };
 

@@ -8,6 +8,9 @@
 //     queries  [ s -> p ][ s -> p ]   ...  [   ]      s = q @ k^T       summed over chunks of DEPTH features
 //                 |          |                        o = o * shrink + p @ v, in chunks of COLS columns
 //
+// Where there are too few tiles of queries for the GPU, each has a block for every part of its keys (Mask::part), and
+// merge.cu makes one of the parts' results.
+//
 // Threads: 128, as core/simt_tile.cuh has them; a warp owns its rows of s, p and o from the first product to the store.
 //
 // Shared memory (bytes; float, Q_TILE = KV_TILE = 64):
@@ -57,9 +60,14 @@ template <SimtConfig CONFIG> struct FwdSimt {
         Smem& smem = shared_map<Smem>();
         const QueryTile& tile = smem.tile;
         const QueryHead<T>& head = smem.head;
-        publish(smem.tile, [&] { return QueryTile::of<Q_TILE>(problem, blockIdx.x); });
+        const int part = blockIdx.x % params.parts;
+        publish(smem.tile, [&] { return QueryTile::of<Q_TILE>(problem, blockIdx.x / params.parts); });
         if (!tile.exists) return;
-        publish(smem.head, [&] { return QueryHead<T>::of(problem, tile.span, tile.head); });
+        publish(smem.head, [&] {
+            auto found = QueryHead<T>::of(problem, tile.span, tile.head);
+            found.mask = found.mask.template part<KV_TILE>(part, params.part_keys, tile.q0);
+            return found;
+        });
         publish(smem.values, [&] { return values_of(problem, tile.span, tile.head); });
         const int q0 = tile.q0, q1 = least(q0 + Q_TILE, tile.span.lq);
 
@@ -67,7 +75,7 @@ template <SimtConfig CONFIG> struct FwdSimt {
         OnlineSoftmax<A, ROWS> softmax;
         const Reals& sinks = problem.sinks;
         softmax.start();
-        if (sinks.data != nullptr)
+        if (sinks.data != nullptr && part == 0)
             softmax.start(widen_any<A>(sinks.data, sinks.dtype, tile.head * sinks.strides.head), Units::x() == 0);
 
         const auto next = [&](int t) { return head.mask.template next_tile<KV_TILE>(t, q0, q1); };
@@ -148,7 +156,8 @@ template <SimtConfig CONFIG> struct FwdSimt {
         A lse[ROWS];
         softmax.finish(lse);
         if (params.lse != nullptr && Units::x() == 0) {
-            const int64_t to = row_of(params.lse_strides, span.entry, tile.head, span.q_start + tile.q0);
+            const int64_t to = row_of(params.lse_strides, span.entry, tile.head, span.q_start + tile.q0) +
+                               blockIdx.x % params.parts * params.lse_step;
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
                 const int row = Units::y() * ROWS + r;
@@ -158,9 +167,10 @@ template <SimtConfig CONFIG> struct FwdSimt {
                 if (params.sum != nullptr) params.sum[at] = softmax.sum[r];
             }
         }
-        if (params.out == nullptr) return;
+        if (params.out == nullptr && params.part_outs == nullptr) return;
         const Strides& os = params.out_strides;
-        T* out = params.out + row_of(os, span.entry, tile.head, span.q_start + tile.q0);
+        const int64_t to = row_of(os, span.entry, tile.head, span.q_start + tile.q0) +
+                           blockIdx.x % params.parts * params.out_step;
 #pragma unroll
         for (int chunk = 0; chunk < CHUNKS; ++chunk) {
 #pragma unroll
@@ -169,7 +179,10 @@ template <SimtConfig CONFIG> struct FwdSimt {
                 for (int c = 0; c < Units::VEC; ++c) o[chunk][r][c] = softmax.normalise(o[chunk][r][c], r);
             Units::for_each(o[chunk], smem.room, [&](int row, int col, A x) {
                 col += chunk * COLS;
-                if (row < rows && col < dv) out[row * os.row + col * os.col] = narrow<T>(x);
+                if (row >= rows || col >= dv) return;
+                const int64_t at = to + row * os.row + col * os.col;
+                if (params.part_outs == nullptr) params.out[at] = narrow<T>(x);
+                else params.part_outs[at] = x;
             });
         }
     }

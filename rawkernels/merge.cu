@@ -12,12 +12,16 @@
 
 namespace cf {
 
-struct MergeConfig { Dtype dtype; };
+struct MergeConfig {
+    Dtype dtype;    // of the result
+    Dtype parts;    // and of the parts' outputs
+};
 
 template <MergeConfig CONFIG> struct Merge {
     using T = Storage<CONFIG.dtype>;
+    using Part = Storage<CONFIG.parts>;
     using A = Acc<T>;
-    using Params = MergeParams<T>;
+    using Params = MergeParams<T, Part>;
     static constexpr int THREADS = 128, BLOCKS_PER_SM = 1, SMEM_BYTES = 0;
 
     static __device__ void run(const Params& params) {
@@ -34,17 +38,17 @@ template <MergeConfig CONFIG> struct Merge {
         const A lse = merge_row<A>(
             params.parts, params.dv,
             [&](int part) {
-                const MergePart<T>& from = params.given[part % params.arrays];
+                const MergePart<Part>& from = params.given[part % params.arrays];
                 return from.lse[part / params.arrays * params.lse_step + at(from.lse_strides)];
             },
             [&](int part, int col) {
-                const MergePart<T>& from = params.given[part % params.arrays];
+                const MergePart<Part>& from = params.given[part % params.arrays];
                 const int64_t first = part / params.arrays * params.out_step + at(from.out_strides);
                 return widen(from.out[first + col * from.out_strides.col]);
             },
             [&](int col, A number) { out[col * params.out_strides.col] = narrow<T>(number); }
         );
-        if (threadIdx.x % WARP == 0) params.lse[at(params.lse_strides)] = lse;
+        if (params.lse != nullptr && threadIdx.x % WARP == 0) params.lse[at(params.lse_strides)] = lse;
     }
 };
 

@@ -129,18 +129,18 @@ class EmulatorBackend(Backend):
     @contextlib.contextmanager
     def tiles(self, kind):
         """Of 64 columns, and parts of 32 keys in decoding; wider operands keep their tiles."""
-        from cuflash import _configs, _gpu_decode_plan, _gpu_plan, _tuning
+        from cuflash import _configs, _gpu_decode_plan, _gpu_forward_plan, _gpu_plan, _tuning
 
         plans = [_configs.fwd_mma, _configs.fwd_simt, _configs.bwd_q_simt, _configs.bwd_kv_simt, _configs.bwd_bias_simt]
         plans += [
             _configs.weights_simt,
             _configs.decode_simt,
             _configs.decode_mma,
-            _gpu_plan.plan_forward,
-            _gpu_plan.plan_weights,
+            _gpu_forward_plan.plan_forward,
+            _gpu_forward_plan.plan_weights,
         ]
         plans += [_gpu_plan.plan_backward, _gpu_decode_plan.plan_decode]
-        small = {name: getattr(_tuning, name) | table for name, table in SMALL_TABLES.items()}
+        small = {name: getattr(_tuning, name) | table for name, table in SMALL_TABLES.items()} | SMALL_NUMBERS
         with pytest.MonkeyPatch.context() as patch:
             if kind == "small":
                 patch.setattr(_gpu_decode_plan, "PART_ROW_KEYS", 4)
@@ -159,6 +159,8 @@ SMALL_TABLES = {
     "DECODE_MMA": {64: ((16, 2, 2, 2, 20608),)},
     "DECODE_SIMT": {(4, 64): ((8, 16, 2, 5072),), (8, 64): ((8, 16, 2, 5584),)},
 }
+
+SMALL_NUMBERS = {"FEW_QUERIES": 4, "PART_KEYS_LEAST": 32}
 
 
 @contextlib.contextmanager

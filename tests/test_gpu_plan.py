@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from kernels import need_nvrtc
 
-from cuflash import UnsupportedError, _configs, _gpu_plan, _kernels, _sources, _tuning
+from cuflash import UnsupportedError, _configs, _gpu_forward_plan, _gpu_plan, _kernels, _sources, _tuning
 from cuflash._device import Gpu
 from cuflash._problem.attention import Problem
 
@@ -47,8 +47,11 @@ gpus = st.sampled_from(GPUS)
 
 def steps(problem, gpu):
     """Every launch of every plan."""
-    of_weights, backward = _gpu_plan.plan_weights(problem._replace(dv=0), gpu), _gpu_plan.plan_backward(problem, gpu)
-    plans = (_gpu_plan.plan_forward(problem, gpu), of_weights.forward, of_weights, backward)
+    of_weights, backward = (
+        _gpu_forward_plan.plan_weights(problem._replace(dv=0), gpu),
+        _gpu_plan.plan_backward(problem, gpu),
+    )
+    plans = (_gpu_forward_plan.plan_forward(problem, gpu), of_weights.forward, of_weights, backward)
     return [part for plan in plans for part in plan if isinstance(part, _gpu_plan.Step)]
 
 
@@ -89,7 +92,7 @@ def query_tiles(problem, q_tiles, q_tile, grid, starts=None):
 
 @given(problems(), gpus)
 def test_every_query_of_every_head_has_one_block(problem, gpu):
-    p, plan, backward = problem, _gpu_plan.plan_forward(problem, gpu), _gpu_plan.plan_backward(problem, gpu)
+    p, plan, backward = problem, _gpu_forward_plan.plan_forward(problem, gpu), _gpu_plan.plan_backward(problem, gpu)
     q_tile = dict(plan.forward.spec.config)["q_tile"]
     entries = range(int(np.prod(p.batch)))
     expected = [(entry, head, row) for entry in entries for head in range(p.hq) for row in range(0, p.lq, q_tile)]
@@ -104,7 +107,7 @@ def test_every_query_and_key_of_packed_members_has_one_block(lengths, gpu):
     starts = [[0, *np.cumsum(each).tolist()] for each in zip(*lengths)]
     totals = (starts[0][-1], starts[1][-1])
     problem = make_problem(batch=(len(lengths),), lq=totals[0], lk=totals[1])
-    plan, backward = _gpu_plan.plan_forward(problem, gpu, totals), _gpu_plan.plan_backward(problem, gpu, totals)
+    plan, backward = _gpu_forward_plan.plan_forward(problem, gpu, totals), _gpu_plan.plan_backward(problem, gpu, totals)
     q_tile = _configs.fwd_simt("float32", 64, 64).tiles.q_tile
     expected = [
         (m, head, row) for m, (lq, _) in enumerate(lengths) for head in range(2) for row in range(0, lq, q_tile)
@@ -174,7 +177,7 @@ def test_a_bias_that_many_share_is_summed_in_parts():
     ],
 )  # fmt: skip
 def test_a_plan_says_why(sizes, words):
-    assert words in _gpu_plan.plan_forward(make_problem(**sizes), GPUS[2]).why
+    assert words in _gpu_forward_plan.plan_forward(make_problem(**sizes), GPUS[2]).why
 
 
 @pytest.mark.parametrize(
@@ -194,7 +197,7 @@ def test_a_plan_says_why(sizes, words):
     ],
 )
 def test_tensor_cores_are_used_where_there_are_tiles_for_them(sizes, gpu, tiles):
-    spec = _gpu_plan.plan_forward(make_problem(**sizes), gpu).forward.spec
+    spec = _gpu_forward_plan.plan_forward(make_problem(**sizes), gpu).forward.spec
     assert spec.kernel == ("fwd_simt" if tiles is None else "fwd_mma")
     if tiles is not None:
         assert tuple(map(dict(spec.config).get, ("head_dim", "value_dim", "q_tile", "kv_tile"))) == tiles
@@ -205,7 +208,7 @@ def test_a_plan_for_gradients_and_weights_says_why():
     why = _gpu_plan.plan_backward(problem, GPUS[2]).why
     for kernel in ("bwd_prepare", "bwd_q_simt", "bwd_kv_simt", "bwd_bias_simt", "bwd_sinks"):
         assert f"{kernel}: " in why
-    assert "weights_simt: a block writes" in _gpu_plan.plan_weights(problem._replace(dv=0), GPUS[2]).why
+    assert "weights_simt: a block writes" in _gpu_forward_plan.plan_weights(problem._replace(dv=0), GPUS[2]).why
 
 
 @pytest.mark.parametrize(
@@ -218,17 +221,17 @@ def test_a_plan_for_gradients_and_weights_says_why():
         ({"batch": (2**15, 2**15)}, "attention: takes 4294967296 blocks, but a launch has at most 2147483647; split"),
     ],
 )
-@pytest.mark.parametrize("make", [_gpu_plan.plan_forward, _gpu_plan.plan_backward])
+@pytest.mark.parametrize("make", [_gpu_forward_plan.plan_forward, _gpu_plan.plan_backward])
 def test_what_no_launch_can_hold_is_unsupported(sizes, message, make):
     with pytest.raises(UnsupportedError) as error:
         make(make_problem(**sizes), GPUS[2])
-    if make is _gpu_plan.plan_forward or "takes" not in message:
+    if make is _gpu_forward_plan.plan_forward or "takes" not in message:
         assert str(error.value).startswith(message)
 
 
 def test_totals_of_packed_sequences_are_limited_too():
     with pytest.raises(UnsupportedError, match="total_k is 2147483000"):
-        _gpu_plan.plan_forward(make_problem(batch=(3,)), GPUS[2], (5, 2147483000))
+        _gpu_forward_plan.plan_forward(make_problem(batch=(3,)), GPUS[2], (5, 2147483000))
 
 
 def test_threads_and_shared_memory_are_those_of_the_kernels():

@@ -24,6 +24,7 @@ LEVELS = [
     {"_kernels"},
     {"_plan", "_gpu_plan", "reference"},
     {"_gpu_decode_plan"},
+    {"_gpu_forward_plan"},
     {"_runtime"},
     {"_numpy", "_cuda"},
     {"_dispatch"},

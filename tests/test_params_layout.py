@@ -15,6 +15,7 @@ from cuflash._params import Struct
 HEADERS = ("attention/params.cuh", "attention/cache_params.cuh")
 ARGUMENTS = {
     "T": ("float16", "bfloat16", "float", "double"),
+    "Part": ("float16", "bfloat16", "float", "double"),
     "A": ("float", "double"),
     "Stored": ("float16", "bfloat16", "float", "double", "int8_code", "float8_e4m3fn"),
 }

@@ -14,7 +14,8 @@ from cuflash._cuda.caches import Kept, append, copy_pages, decode, scatter
 from cuflash._cuda.forward import forward, forward_varlen, weights
 from cuflash._cuda.transforms import merge, rotary
 from cuflash._gpu_decode_plan import plan_decode
-from cuflash._gpu_plan import plan_backward, plan_forward, plan_weights
+from cuflash._gpu_forward_plan import plan_forward, plan_weights
+from cuflash._gpu_plan import plan_backward
 from cuflash._problem.attention import Problem
 from cuflash._runtime import Runtime
 

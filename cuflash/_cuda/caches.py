@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from cuflash._cuda.operands import (
+    NO_TOKENS,
     Batch,
     constant,
     empty_like,
@@ -32,7 +33,7 @@ from cuflash._gpu_decode_plan import (
     plan_decode,
     scatter_step,
 )
-from cuflash._params import APPEND, COPY_PAGES, DECODE, FARTHEST, PLACES, SCATTER
+from cuflash._params import APPEND, COPY_PAGES, DECODE, FARTHEST, PLACES, SCATTER, UNSET
 from cuflash._problem.attention import Call
 from cuflash._problem.caches import Append, Store
 from cuflash._runtime import Runtime
@@ -43,7 +44,6 @@ Write = tuple[Array, Any, Any]  # an int32 array in C order, places in it, and w
 
 ENTRIES = Batch((1, 1, 1, 1))  # strides of arrays (b, ...): their first axis is the last of the batch
 ROWS_KEPT = 64  # lists of sequences that stay on the device: the last ones used
-NO_TOKENS = (0, 0, 0, 0)
 
 
 class Kept:
@@ -131,7 +131,7 @@ def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
         launch(
             runtime, decode_step(plan, parts), DECODE, q=runtime.pointer(o.q), q_strides=ENTRIES.strides(o.q),
             cache=_cache_fields(runtime, store), seqs=_address(runtime, rows), lengths=runtime.pointer(store.lengths),
-            bias=reals(runtime, o.bias, ENTRIES), slopes=reals(runtime, slopes, ENTRIES, 1),
+            q_offset=UNSET, bias=reals(runtime, o.bias, ENTRIES), slopes=reals(runtime, slopes, ENTRIES, 1),
             sinks=reals(runtime, o.sinks, ENTRIES, 1), left=_side(p.left), right=_side(p.right), scale=p.scale,
             softcap=p.softcap or 0.0, out=out_at, out_strides=out_strides, lse=lse_at, lse_strides=lse_strides,
             **_workspace(runtime, kept, plan, p.batch[0] * p.hq * p.lq * parts * p.dv), b=p.batch[0], hq=p.hq, hk=p.hk,

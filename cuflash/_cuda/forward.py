@@ -1,25 +1,29 @@
-"""Forward: one launch for out = softmax(scores) v and its lse; the weights take one for the maximum and the sum of each
-row, and one for themselves.
+"""Forward: one launch for out = softmax(scores) v and its lse, and one to merge parts where keys are cut; the weights
+take one for the maximum and the sum of each row, and one for themselves.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
+from cuflash._cuda.few_queries import launch_few_queries
 from cuflash._cuda.operands import (
     Batch,
     Numbers,
+    Packed,
     attention_fields,
     empty_like,
     find_batch,
+    in_elements,
     launch,
     of_array,
     on_device,
     pack_on_device,
 )
-from cuflash._gpu_plan import ForwardPlan, plan_forward, plan_weights
+from cuflash._cuda.parts import Pair, launch_merge, make_room, split_room
+from cuflash._gpu_forward_plan import ForwardPlan, plan_forward, plan_weights
 from cuflash._params import FWD, WEIGHTS
-from cuflash._problem.attention import Call
+from cuflash._problem.attention import Call, Operands
 from cuflash._problem.packed import Pack
 from cuflash._runtime import Runtime
 
@@ -32,26 +36,18 @@ def forward(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
     plan = plan_forward(problem, runtime.gpu())
     operands = on_device(runtime, problem.function, call.operands)
     out, lse = _outputs(runtime, call)
-    if plan.forward.grid:
-        rows, row_lse = call.canonical(out), None if lse is None else call.canonical_lse(lse)
-        batch = find_batch(problem, operands, rows, row_lse)
-        fields = attention_fields(runtime, problem, operands, batch)
-        _run(runtime, plan, fields, batch, rows, row_lse)
+    _fill(runtime, call, plan, operands, None, call.canonical(out), None if lse is None else call.canonical_lse(lse))
     return out, lse
 
 
 def forward_varlen(runtime: Runtime, pack: Pack) -> tuple[Array, Array | None]:
     """Output (total_q, hq, dv) and lse (hq, total_q) of a pack."""
     call = pack.call
-    problem = call.problem
-    operands = on_device(runtime, problem.function, call.operands)
+    operands = on_device(runtime, call.problem.function, call.operands)
     packed = pack_on_device(runtime, pack)
-    plan = plan_forward(problem, runtime.gpu(), packed.totals)
+    plan = plan_forward(call.problem, runtime.gpu(), packed.totals)
     out, lse = _outputs(runtime, call)
-    if plan.forward.grid:
-        batch = find_batch(problem, operands)
-        fields = attention_fields(runtime, problem, operands, batch, packed)
-        _run(runtime, plan, fields, batch, call.canonical(out), lse)
+    _fill(runtime, call, plan, operands, packed, call.canonical(out), lse)
     return out, lse
 
 
@@ -69,7 +65,7 @@ def weights(runtime: Runtime, call: Call, shape: tuple[int, ...], out: Array | N
         top, total = (runtime.empty(filled.shape[:-1], problem.accumulator) for _ in range(2))
         batch = find_batch(problem, operands, filled, top)
         fields = attention_fields(runtime, problem, operands, batch)
-        _run(runtime, plan.forward, fields, batch, None, top, total)
+        _launch_tiles(runtime, plan.forward, fields, batch, (None, top), total)
         launch(
             runtime, plan.weights, WEIGHTS, problem=(*fields, plan.q_tiles), max=runtime.pointer(top),
             sum=runtime.pointer(total), row_strides=batch.strides(top, 2), weights=runtime.pointer(filled),
@@ -92,21 +88,46 @@ def _outputs(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
     return out, lse
 
 
-def _run(
-    runtime: Runtime, plan: ForwardPlan, fields: Numbers, batch: Batch, out: Array | None, lse: Array | None,
-    total: Array | None = None,
+def _fill(
+    runtime: Runtime, call: Call, plan: ForwardPlan, operands: Operands, packed: Packed | None, out: Array,
+    lse: Array | None,
 ) -> None:  # fmt: skip
-    """Fill out (*batch, hq, lq, dv) and lse (*batch, hq, lq), as far as they are wanted.
-
-    Where `total` is given it gets the sum of each row and `lse` its maximum; both have the same strides.
-    """
-    if out is not None and not out.size:
-        out = None
-    if out is None and lse is None:
+    """Fill out (*batch, hq, lq, dv), or (hq, total_q, dv), and lse, as far as they are wanted."""
+    results = (out if out.size else None, lse)
+    if not plan.forward.grid or (results[0] is None and lse is None):
         return
+    problem, shape, dv = call.problem, out.shape[:-1], out.shape[-1]
+    room = make_room(runtime, call, plan) if plan.merge else None
+    if not plan.q_tiles:
+        launch_few_queries(runtime, plan, problem, operands, results, room)
+        return
+    batch = find_batch(problem, operands, *results)
+    fields = attention_fields(runtime, problem, operands, batch, packed)
+    if plan.merge is None:
+        _launch_tiles(runtime, plan, fields, batch, results)
+        return
+    parts = split_room(plan, room, shape, dv)
+    _launch_tiles(runtime, plan, fields, batch, parts)
+    launch_merge(runtime, plan.merge, [parts], results, plan.parts)
+
+
+def _launch_tiles(
+    runtime: Runtime, plan: ForwardPlan, fields: Numbers, batch: Batch, results: Pair, total: Array | None = None
+) -> None:
+    """Fill an output and its lse, or those of all parts.
+
+    Where `total` is given it gets the sum of each row and the lse its maximum; both have the same strides.
+    """
+    out_step = lse_step = 0
+    out, lse = results
+    if plan.merge:
+        out_step, lse_step = (in_elements(array.strides[:1], array)[0] for array in results)
+        out, lse = out[0], lse[0]
     address, strides = of_array(runtime, out, batch)
     lse_address, lse_strides = of_array(runtime, lse, batch, 2)
     launch(
-        runtime, plan.forward, FWD, problem=(*fields, plan.q_tiles), out=address, out_strides=strides,
-        lse=lse_address, lse_strides=lse_strides, sum=0 if total is None else runtime.pointer(total),
+        runtime, plan.forward, FWD, problem=(*fields, plan.q_tiles), out=0 if plan.merge else address,
+        part_outs=address if plan.merge else 0, out_strides=strides, lse=lse_address, lse_strides=lse_strides,
+        sum=0 if total is None else runtime.pointer(total), out_step=out_step, lse_step=lse_step, parts=plan.parts,
+        part_keys=plan.part_keys,
     )  # fmt: skip

@@ -25,6 +25,7 @@ Numbers = tuple[float, ...]  # a struct's, as `Struct.values` returns them
 
 NO_STRIDES = (0,) * (BATCH_AXES + 3)
 NO_REALS = (0, *NO_STRIDES, 0)
+NO_TOKENS = (0, 0, 0, 0)  # `TokenStrides` of no array
 CONSTANTS, CONSTANT_BYTES = 256, 1 << 16  # host arrays of at most so many bytes are kept on the device: the last used
 
 

@@ -2,31 +2,27 @@
 
 from __future__ import annotations
 
-from itertools import chain
 from math import prod
 from typing import Any
 
 import numpy as np
 
 from cuflash._cuda.operands import (
-    NO_STRIDES,
     Numbers,
     constant,
     dtype_name,
     empty_like,
-    fill_axes,
     in_elements,
     launch,
     merge_batch,
 )
+from cuflash._cuda.parts import launch_merge
 from cuflash._gpu_plan import merge_step, rotary_step
-from cuflash._params import BATCH_AXES, MERGE, MERGE_ARRAYS, NUMBER_KINDS, ROTARY
+from cuflash._params import BATCH_AXES, MERGE_ARRAYS, NUMBER_KINDS, ROTARY
 from cuflash._problem.transforms import RotaryCall
 from cuflash._runtime import Runtime
 
 Array = Any
-
-ROW_AXES = BATCH_AXES + 2  # the batch, heads and rows: one row has nothing to do with another
 
 
 def merge(runtime: Runtime, outs: list[Array] | Array, lses: list[Array] | Array) -> tuple[Array, Array]:
@@ -34,34 +30,11 @@ def merge(runtime: Runtime, outs: list[Array] | Array, lses: list[Array] | Array
     parts, stacked = len(outs), type(outs) is not list and type(lses) is not list
     if not stacked and parts > MERGE_ARRAYS:
         outs, lses, stacked = _stack(runtime, outs), _stack(runtime, lses), True
-    given = [(outs[i], lses[i]) for i in range(1 if stacked else parts)]
-    for i, (one, other) in enumerate(given):
-        runtime.check_current("merge", **{f"outs[{i}]": one, f"lses[{i}]": other})
-    shape = given[0][0].shape
-    out, lse = runtime.empty(shape, given[0][0].dtype), runtime.empty(shape[:-1], given[0][1].dtype)
-
-    pairs = [*given, (out, lse)]
-    steps = [array.strides[: len(shape) - 1] for pair in pairs for array in pair]
-    sizes, *merged = fill_axes("merge", (shape[:-1], *steps), ROW_AXES)
-    strides = [
-        (
-            *in_elements(merged[2 * i], one),
-            *in_elements(one.strides[-1:], one),
-            *in_elements(merged[2 * i + 1], other),
-            0,
-        )
-        for i, (one, other) in enumerate(pairs)
-    ]
-    numbers = [(runtime.pointer(one), runtime.pointer(other), *own) for (one, other), own in zip(given, strides)]
-    numbers += [(0, 0, *NO_STRIDES, *NO_STRIDES)] * (MERGE_ARRAYS - len(given))
-    whole: tuple[Array, Array] = (outs, lses)
-    out_step, lse_step = (in_elements(array.strides[:1], array)[0] if stacked else 0 for array in whole)
-    launch(
-        runtime, merge_step(dtype_name(out), lse.size), MERGE, given=chain.from_iterable(numbers),
-        out_step=out_step, lse_step=lse_step, out=runtime.pointer(out), lse=runtime.pointer(lse),
-        out_strides=strides[-1][:7], lse_strides=strides[-1][7:], entries=prod(sizes[:BATCH_AXES]),
-        batch=sizes[:BATCH_AXES], heads=sizes[-2], rows=sizes[-1], dv=shape[-1], parts=parts, arrays=len(given),
-    )  # fmt: skip
+    given = [(outs, lses)] if stacked else list(zip(outs, lses))
+    for i in range(1 if stacked else parts):
+        runtime.check_current("merge", **{f"outs[{i}]": outs[i], f"lses[{i}]": lses[i]})
+    out, lse = runtime.empty(outs[0].shape, outs[0].dtype), runtime.empty(lses[0].shape, lses[0].dtype)
+    launch_merge(runtime, merge_step(dtype_name(out), lse.size), given, (out, lse), parts)
     return out, lse
 
 

@@ -85,6 +85,7 @@ class Call(NamedTuple):
     return_lse: bool
     out: Array | None = None
     lse: Array | None = None
+    workspace: Array | None = None  # bytes
 
     def canonical(self, array: Array) -> Array:
         """A caller's array as a view (*batch, heads, length, dim)."""
@@ -145,7 +146,7 @@ def attention_call(
     if out is not None or lse_out is not None or workspace is not None:
         given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}
         check_outputs(function, out, lse_out, workspace, sizes.out, sizes.lse, q.dtype, dtype, given)
-    return Call(problem, operands, home, q, form, sizes.out, sizes.lse, wanted, out, lse_out)
+    return Call(problem, operands, home, q, form, sizes.out, sizes.lse, wanted, out, lse_out, workspace)
 
 
 class _Shapes(NamedTuple):

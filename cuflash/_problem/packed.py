@@ -104,7 +104,7 @@ def varlen_call(
     out_shape, lse_shape = (dims["total_q"], hq, dims["dv"]), (hq, dims["total_q"])
     given = {"q": q, "k": k, "v": v, "sinks": sinks, "mask": operands.mask, "bias": operands.bias}
     check_outputs(function, out, lse_out, workspace, out_shape, lse_shape, q.dtype, dtype, given)
-    call = Call(problem, operands, home, q, "blhd", out_shape, lse_shape, wanted, out, lse_out)
+    call = Call(problem, operands, home, q, "blhd", out_shape, lse_shape, wanted, out, lse_out, workspace)
     return Pack(call, q_starts, kv_starts)
 
 

@@ -30,7 +30,8 @@ template <typename T, typename Stored> struct DecodeParams {
     Strides q_strides;
     Cache<Stored> cache;
     const int32_t* seqs;        // [b]: the sequence of each entry; null: 0, 1, ...
-    const int32_t* lengths;     // [sequences]
+    const int32_t* lengths;     // [sequences]; null: `limit` for all
+    int64_t q_offset;           // position of query 0; UNSET: the last query is at that of the last key
     Reals bias;         // [b, hq, lq, keys by their position in the sequence]
     Reals slopes;       // [hq]
     Reals sinks;        // [hq]
@@ -42,7 +43,7 @@ template <typename T, typename Stored> struct DecodeParams {
     Strides lse_strides;
     Acc<T>* part_outs;  // [b, hq * lq, parts, dv], workspace
     Acc<T>* part_lses;  // [b, hq * lq, parts]
-    uint32_t* tickets;  // [b * hk * tiles of queries], zeros
+    uint32_t* tickets;  // [b * hk * tiles of queries], zeros; null: several parts are left to merge.cu
     int32_t b, hq, hk, lq, d, dv;
     int32_t part_keys;  // keys of a part
     int32_t splits;     // or, if not 0, how many parts the keys that a tile of queries sees are cut into
@@ -87,11 +88,11 @@ template <typename T> struct MergePart {
     Strides out_strides, lse_strides;
 };
 
-template <typename T> struct MergeParams {
-    MergePart<T> given[MERGE_ARRAYS];   // part p is in given[p % arrays], p / arrays steps (of elements) further on
+template <typename T, typename Part> struct MergeParams {
+    MergePart<Part> given[MERGE_ARRAYS];   // part p is in given[p % arrays], p / arrays steps (of elements) further on
     int64_t out_step, lse_step;
     T* out;             // as each part
-    Acc<T>* lse;
+    Acc<T>* lse;        // null: not wanted
     Strides out_strides, lse_strides;
     int64_t entries;    // of the batch: the product of its sizes
     int32_t batch[BATCH_AXES];

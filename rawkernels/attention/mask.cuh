@@ -8,7 +8,8 @@ namespace cf {
 // A window around each query's position (causal is right = 0), the keys that are real, and an array of booleans.
 struct Mask {
     int64_t q_offset, left, right;
-    int kv_length;
+    int kv_length;      // keys kv_first ... kv_length - 1 are looked at
+    int kv_first;
     const bool* array;  // of this batch entry and head, or null
     int64_t row_stride, col_stride;
 
@@ -16,8 +17,16 @@ struct Mask {
     static __device__ __forceinline__ Mask of(const Attention<T>& problem, const Span& span, int head) {
         const bool* array = problem.mask;
         if (array != nullptr) array += offset_of(problem.mask_strides, span.entry, head);
-        return {span.q_offset, problem.left, problem.right, span.kv_length,
+        return {span.q_offset, problem.left, problem.right, span.kv_length, 0,
                 array, problem.mask_strides.row, problem.mask_strides.col};
+    }
+    // The same for one part of the keys that the queries from q0 on see: these are cut every `part_keys`, whole tiles.
+    template <int KV_TILE> __device__ __forceinline__ Mask part(int index, int part_keys, int q0) const {
+        Mask mask = *this;
+        const int64_t begin = first(q0) / KV_TILE * KV_TILE + int64_t(index) * part_keys;
+        mask.kv_first = int(least<int64_t>(begin, kv_length));
+        mask.kv_length = int(least<int64_t>(begin + part_keys, kv_length));
+        return mask;
     }
 
     // Query `row` sees keys first(row) <= key < end(row), as far as the array agrees.
@@ -50,7 +59,7 @@ struct Mask {
 
   private:
     __device__ __forceinline__ int within(int64_t key) const {
-        return int(largest<int64_t>(0, least<int64_t>(key, kv_length)));
+        return int(largest<int64_t>(kv_first, least<int64_t>(key, kv_length)));
     }
 };
 

@@ -56,10 +56,14 @@ template <typename T> struct Attention {
 template <typename T> struct FwdParams {
     Attention<T> problem;
     T* out;             // as q, with dv columns; null: not wanted
-    Strides out_strides;
-    Acc<T>* lse;        // [batch..., hq, lq], or [hq, total_q]; null: not wanted
+    Acc<T>* part_outs;  // instead of it where keys are cut into parts: [parts, as out...]; else null
+    Strides out_strides;        // of either
+    Acc<T>* lse;        // [batch..., hq, lq], or [hq, total_q]; null: not wanted. [parts, ...] where keys are cut
     Strides lse_strides;
     Acc<T>* sum;        // as lse, which then gets the maximum of each row alone: sum of exp(score - maximum); else null
+    int64_t out_step, lse_step; // elements from a part to the next
+    int32_t parts;      // that the keys of a tile of queries are cut into at the most
+    int32_t part_keys;  // keys of each: whole tiles, unless there is one part
 };
 
 // Where a gradient goes: in its operand's dtype, or in Acc<T> where sum_axes.cu has still to add something up.
