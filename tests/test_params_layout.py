@@ -199,9 +199,19 @@ def test_packing_a_launch_takes_little():
     def launch():
         problem = _params.ATTENTION.values(**arrays, **strides, **options, **rest, **sizes)
         packed = _params.FWD.pack(
-            problem=problem, out=1 << 40, out_strides=seven, lse=1 << 40, lse_strides=seven, sum=0
+            problem=problem,
+            out=1 << 40,
+            part_outs=0,
+            out_strides=seven,
+            lse=1 << 40,
+            lse_strides=seven,
+            sum=0,
+            out_step=0,
+            lse_step=0,
+            parts=1,
+            part_keys=64,
         )
         return packed.__array_interface__["data"][0]
 
-    assert len(_params.ATTENTION.values(**arrays, **strides, **options, **rest, **sizes)) + 17 == 108
+    assert len(_params.ATTENTION.values(**arrays, **strides, **options, **rest, **sizes)) + 22 == 113
     assert min(timeit.repeat(launch, number=200, repeat=20)) / 200 < 5e-6 * 4

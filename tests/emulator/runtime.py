@@ -27,7 +27,7 @@ GPU = Gpu("sm_90a", sms=4, smem_block=227 * 1024)
 
 # What a launch may write, by the fields of its struct, each byte once; all else is read-only.
 WRITTEN = {
-    "fwd_mma": {"out", "lse"}, "fwd_simt": {"out", "lse", "sum"}, "weights_simt": {"weights"},
+    "fwd_mma": {"out", "part_outs", "lse"}, "fwd_simt": {"out", "part_outs", "lse", "sum"}, "weights_simt": {"weights"},
     "bwd_prepare": {"delta"}, "bwd_q_simt": {"dq.data"},
     "bwd_kv_simt": {"dk.data", "dv.data"}, "bwd_bias_simt": {"dbias.data"}, "bwd_sinks": {"dsinks.data"},
     "sum_axes": {"out"}, "merge": {"out", "lse"}, "rotary": {"out"},
