@@ -69,7 +69,8 @@ def attention(
     out, lse_out : array, optional
         Where to put the results: exact shape and dtype, overlapping no operand.
     workspace : uint8 array, one axis, optional
-        Scratch memory that a call would otherwise allocate. No kernel of today needs any: 0 bytes will do.
+        Scratch memory that a call would otherwise allocate. NumPy takes none; a GPU takes some where few queries meet
+        many keys, and `explain` says how many bytes. One that is too small is a ProblemError.
     return_lse : bool
         Whether to return the log-sum-exp as well.
 
