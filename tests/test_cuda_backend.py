@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 from problems import VIEWS, ZERO_SIZES
-from recorder import DTYPES, KINDS, expect, fill, install, integers_seen, look, on_device, operands, seen
+from recorder import DTYPES, KINDS, expect, fill, install, integers_seen, look, on_device, operands, seen, values_of
 
 import cuflash
 from cuflash import Alibi, ProblemError, UnsupportedError, masks
@@ -102,7 +102,7 @@ def test_strides_that_are_no_whole_elements_are_unsupported(recorder):
 
 
 def test_options_arrive(dtype, recorder, normal):
-    q, k, v = operands(normal, [(2,)] * 3, dtype=dtype)
+    q, k, v = operands(normal, [(2,)] * 3, lq=40, dtype=dtype)
     sinks, bias = normal(4, dtype=dtype), normal(7, dtype=dtype)
     options = {"causal": True, "window": (3, None), "scale": 0.25, "softcap": 1.5, "sinks": on_device(sinks)}
     cuflash.attention(*map(on_device, (q, k, v)), **options, bias=on_device(bias))
@@ -114,6 +114,53 @@ def test_options_arrive(dtype, recorder, normal):
     found = look(problem["sinks"]["data"], (4,), [problem["sinks"]["strides"]["head"]], dtype)
     np.testing.assert_array_equal(found, sinks)
     assert not any(problem[name]["data"] for name in ("slopes",)) and not problem["mask"]
+
+
+@pytest.mark.parametrize("lk", [7, 1200])
+@pytest.mark.parametrize("batch", [(), (3,), (1, 3)])
+def test_few_queries_arrive_as_those_of_a_cache(batch, lk, recorder, normal):
+    """Of a key/value head, 16-bit: keys and values are rows of a cache, and results leave room for parts."""
+    q, k, v = operands(normal, [batch, (), batch], lk=lk, d=16, dv=8, dtype="float16")
+    sinks, bias = normal(4, dtype="float16"), normal(lk, dtype="float32")
+    options = {"q_offset": -2, "window": (3000, None), "kv_lengths": lk - 1, "softcap": 1.5}
+    moved = [on_device(np.swapaxes(x, -3, -2).copy()) for x in (q, k, v)]
+    out = cuflash.attention(*moved, layout="blhd", **options, sinks=on_device(sinks), bias=on_device(bias))
+    launch, *others = recorder.launches
+    params, b, parts = launch.params, int(np.prod(batch)), 1 if lk == 7 else 4
+    assert recorder.names() == ["decode_mma", "merge"][: 1 + (parts > 1)]
+    assert [params[name] for name in ("b", "hq", "hk", "lq", "d", "dv", "parts")] == [b, 4, 2, 5, 16, 8, parts]
+    assert [params[name] for name in ("q_offset", "left", "right", "softcap", "limit")] == [
+        -2,
+        3000,
+        FARTHEST,
+        1.5,
+        lk - 1,
+    ]
+    assert [params[name] for name in ("seqs", "lengths", "tickets", "splits")] == [0] * 4
+    one = (1, 1, 1, b)
+    expect(launch.read(params["q"], params["q_strides"], (*one, 4, 5, 16), q.dtype), q, batch, (4, 5, 16))
+    for name, array, dim in (("k", k, 16), ("v", v, 8)):
+        steps = [params["cache"][f"{name}_strides"][axis] for axis in ("row", "head", "token", "col")]
+        found = look(params["cache"][name], (b, 2, lk, dim), steps, array.dtype)
+        expect(found, array, batch, (2, lk, dim))
+    found = launch.read(params["bias"]["data"], params["bias"]["strides"], (*one, 4, 5, lk), bias.dtype)
+    expect(found, bias, batch, (4, 5, lk))
+    if parts == 1:
+        target = launch.read(params["out"], params["out_strides"], (*one, 4, 5, 8), out.dtype)
+        target[...] = np.arange(target.size).reshape(target.shape)
+        found = np.swapaxes(values_of(out), -3, -2)
+        np.testing.assert_array_equal(found.ravel(), np.arange(target.size))
+        return
+    rows = b * 4 * 5
+    assert recorder.made[-1] == ((parts * rows * 9,), np.float32)
+    merge = others[0].params
+    given = merge["given"][0]
+    heads = given["out_strides"]["head"], given["out_strides"]["row"]
+    assert given["out"] == params["part_outs"]
+    assert given["lse"] == params["part_lses"] == params["part_outs"] + 4 * parts * rows * 8
+    assert heads == (parts * 8, 2 * parts * 8)  # heads of a group lie side by side, then its queries
+    assert (merge["out_step"], merge["lse_step"], merge["parts"]) == (8, 1, parts)
+    assert merge["lse"] == 0
 
 
 def test_without_options_every_pointer_is_null(recorder, normal):

@@ -194,7 +194,7 @@ def check_parts(shape, kind, dtype, recorder, normal):
         out, lse = cuflash.merge(*moved, axis=axis)
     (launch,) = recorder.launches
     params = launch.params
-    assert launch.config == {"dtype": f"Dtype::{dtype}"}
+    assert launch.config == {"dtype": f"Dtype::{dtype}", "parts": f"Dtype::{dtype}"}
     sizes = (*params["batch"], params["heads"], params["rows"])
     assert params["entries"] == np.prod(params["batch"])
     assert (params["parts"], params["arrays"]) == (parts, 3 if kind in ("sequence", "mixed") else 1)

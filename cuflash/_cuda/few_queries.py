@@ -46,7 +46,7 @@ def launch_few_queries(
     lses = room[count * p.dv :].reshape(rows).transpose(4, 0, 1, 3, 2)
     shape = (b, p.hk, p.group, p.lq)
     out, lse = (x if x is None else x.reshape(*shape, *x.shape[len(p.batch) + 2 :]) for x in results)
-    launch_merge(runtime, plan.merge, [(outs, lses)], (out, lse), plan.parts)
+    launch_merge(runtime, plan.merge, (outs, lses), (out, lse))
 
 
 def _token_strides(array: Array, entries: Batch) -> tuple[int, ...]:

@@ -108,7 +108,7 @@ def _fill(
         return
     parts = split_room(plan, room, shape, dv)
     _launch_tiles(runtime, plan, fields, batch, parts)
-    launch_merge(runtime, plan.merge, [parts], results, plan.parts)
+    launch_merge(runtime, plan.merge, parts, results)
 
 
 def _launch_tiles(

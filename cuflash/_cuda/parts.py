@@ -49,15 +49,17 @@ def split_room(plan: ForwardPlan, numbers: Array, shape: tuple[int, ...], dv: in
     return numbers[: count * dv].reshape(plan.parts, *shape, dv), numbers[count * dv :].reshape(plan.parts, *shape)
 
 
-def launch_merge(runtime: Runtime, step: Step, given: Sequence[Pair], out: Pair, parts: int) -> None:
+def launch_merge(runtime: Runtime, step: Step, given: Pair | Sequence[Pair], out: Pair) -> None:
     """Fill an output (*axes, dv) and its lse (*axes), as far as they are wanted, from those of all parts.
 
-    `given` has a pair for each part, or one with an axis of the parts in front.
+    `given` is a pair with an axis of the parts in front, or a list of a pair for each.
     """
-    stacked = len(given) < parts
-    out_step, lse_step = (in_elements(array.strides[:1], array)[0] if stacked else 0 for array in given[0])
-    if stacked:
-        given = [(given[0][0][0], given[0][1][0])]
+    out_step = lse_step = 0
+    parts = len(given)
+    if isinstance(given, tuple):
+        parts = len(given[0])
+        out_step, lse_step = (in_elements(array.strides[:1], array)[0] for array in given)
+        given = [(given[0][0], given[1][0])]
     *rows, dv = given[0][0].shape
     pairs = [*given, out]
     steps = [(0,) * len(rows) if one is None else one.strides[: len(rows)] for pair in pairs for one in pair]

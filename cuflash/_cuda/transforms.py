@@ -30,11 +30,11 @@ def merge(runtime: Runtime, outs: list[Array] | Array, lses: list[Array] | Array
     parts, stacked = len(outs), type(outs) is not list and type(lses) is not list
     if not stacked and parts > MERGE_ARRAYS:
         outs, lses, stacked = _stack(runtime, outs), _stack(runtime, lses), True
-    given = [(outs, lses)] if stacked else list(zip(outs, lses))
-    for i in range(1 if stacked else parts):
-        runtime.check_current("merge", **{f"outs[{i}]": outs[i], f"lses[{i}]": lses[i]})
-    out, lse = runtime.empty(outs[0].shape, outs[0].dtype), runtime.empty(lses[0].shape, lses[0].dtype)
-    launch_merge(runtime, merge_step(dtype_name(out), lse.size), given, (out, lse), parts)
+    pairs = [(outs[i], lses[i]) for i in range(1 if stacked else parts)]
+    for i, (one, other) in enumerate(pairs):
+        runtime.check_current("merge", **{f"outs[{i}]": one, f"lses[{i}]": other})
+    out, lse = (runtime.empty(array.shape, array.dtype) for array in pairs[0])
+    launch_merge(runtime, merge_step(dtype_name(out), lse.size), (outs, lses) if stacked else pairs, (out, lse))
     return out, lse
 
 
