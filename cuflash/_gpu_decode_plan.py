@@ -3,7 +3,8 @@
 The keys of a sequence are cut every `part_keys`, which follows from the queries of a key/value head, and the kernel
 follows from the dims, the dtype and the kind of device; so the bits of a sequence do not depend on its batch, on the
 room of its cache, or on how many multiprocessors there are. How many blocks are launched does: one for each part that a
-sequence can have at all, of which those beyond its own leave at once.
+sequence can have at all, of which those beyond its own leave at once; or, where these would be many, as many as run at
+once, which take turns at the parts that there are.
 """
 
 from __future__ import annotations
@@ -24,12 +25,14 @@ APPEND_SMEM_BYTES = 4
 FIRST_QUERIES = 32  # of a key/value head, for which a workspace suffices that was made with its cache
 PART_ROW_KEYS = 64  # a part has so many keys for each query of a key/value head, of which it counts as having
 PART_ROWS_LEAST = 4  # at least so many, and at most FIRST_QUERIES
+WAVES_MOST = 2  # times as many blocks as run at once, before these take turns: launching an empty one takes time, too
 
 
 class DecodePlan(NamedTuple):
     """A decoding step over a cache."""
 
     step: Step  # the launch for sequences that fill the cache
+    resident: int  # blocks that run at once
     tiles: int  # of queries, over all sequences and key/value heads
     part_keys: int
     parts: int  # that a sequence as long as the cache allows is cut into
@@ -54,17 +57,18 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     part_keys = part_size(rows)
     parts = count_parts(p, part_keys, p.lk)
     tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
-    _gpu_plan.check_grid(p, tiles * parts)
     numbers = p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
+    step = Step(KernelSpec(kernel, variant.config), 0, tile.smem_bytes, _gpu_plan.threads_of(variant))
+    plan = DecodePlan(step, gpu.sms * tile.blocks, tiles, part_keys, parts, tiles, numbers, "")
+    plan = plan._replace(step=decode_step(plan, parts))
     cut = f"into {p.splits} part(s), as asked" if p.splits else f"every {part_keys}"
+    turns = f", which take turns at up to {tiles * parts} parts" if takes_turns(plan, parts) else ""
     why = (
         f"{kernel}: a block owns {tile.q_tile} of the {rows} queries that share a key/value head, and a part of "
-        f"their keys, which are cut {cut}; the last block of a sequence to be done merges its parts; "
-        f"{tiles * parts} block(s) where all sequences fill the cache, for {gpu.sms} multiprocessors; "
-        f"{_gpu_plan.say_units(p, gpu, variant)}"
+        f"their keys, which are cut {cut}; the last block of a sequence to be done merges its parts; where all "
+        f"sequences fill the cache, {_gpu_plan.say_busy(plan.step, gpu)}{turns}; {_gpu_plan.say_units(p, gpu, variant)}"
     )
-    step = Step(KernelSpec(kernel, variant.config), tiles * parts, tile.smem_bytes, _gpu_plan.threads_of(variant))
-    return DecodePlan(step, tiles, part_keys, parts, tiles, numbers, why)
+    return plan._replace(why=why)
 
 
 def choose_decode(problem: Problem, gpu: Gpu, rows: int) -> tuple[str, _configs.DecodeMma | _configs.Simt]:
@@ -93,7 +97,12 @@ def count_parts(problem: Problem, part_keys: int, limit: int) -> int:
 
 def decode_step(plan: DecodePlan, parts: int) -> Step:
     """The launch for sequences of so many parts at the most; none where there is nothing to fill."""
-    return plan.step._replace(grid=plan.tiles * parts)
+    return plan.step._replace(grid=plan.resident if takes_turns(plan, parts) else plan.tiles * parts)
+
+
+def takes_turns(plan: DecodePlan, parts: int) -> bool:
+    """Whether blocks go on to other parts when they have done one."""
+    return plan.tiles * parts > WAVES_MOST * plan.resident
 
 
 def first_workspace(tokens: int, sequences: int, kv_heads: int, value_dim: int) -> tuple[int, int]:

@@ -67,8 +67,13 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
     struct Seen { int first, end; };
 
     static __device__ void run(const Params& params) {
-        const auto work = DecodeWork::of<Q_TILE>(params, blockIdx.x);
-        if (!work.keys.exists) return;
+        using Items = DecodeItems<Q_TILE, Params>;
+        Items::of().for_each(params, [&](const DecodeWork& work) {
+            if (work.keys.exists) attend(params, work);
+        });
+    }
+
+    static __device__ __forceinline__ void attend(const Params& params, const DecodeWork& work) {
         Smem& smem = shared_map<Smem>();
         load_queries(smem, params, work);
 

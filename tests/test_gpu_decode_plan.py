@@ -15,6 +15,7 @@ from cuflash._gpu_decode_plan import (
     first_workspace,
     plan_decode,
     scatter_step,
+    takes_turns,
 )
 from cuflash._params import PLACES
 from cuflash._problem.attention import Problem
@@ -50,10 +51,14 @@ def test_blocks_for_every_part_and_none_more(lk, left, lq):
     plan = plan_decode(given, GPU)
     most = lk if left is None else min(lk, left + lq)  # keys that the queries of a sequence see together
     assert (plan.parts - 1) * plan.part_keys < max(1, most) <= plan.parts * plan.part_keys
-    assert plan.tiles * plan.parts == decode_step(plan, plan.parts).grid
+    assert plan.step == decode_step(plan, plan.parts)
+    assert plan.resident == GPU.sms * dict(plan.step.spec.config)["blocks"]
     for limit in (0, lk // 3, lk):
         parts = count_parts(given, plan.part_keys, limit)
         assert min(limit, most) <= parts * plan.part_keys and 1 <= parts <= plan.parts
+        step, everything = decode_step(plan, parts), plan.tiles * parts
+        assert step.grid == (everything if everything <= 2 * plan.resident else plan.resident)
+        assert takes_turns(plan, parts) == (step.grid < everything)
 
 
 def test_not_causal_looks_both_ways():
@@ -84,6 +89,16 @@ def test_queries_of_a_head_lie_in_the_fewest_tiles(dtype, hq, lq, q_tile, part_r
     assert plan.part_keys == 64 * part_rows
     assert plan.tickets == plan.tiles
     assert plan.numbers == 2 * hq * lq * plan.parts * (64 + 1)
+
+
+def test_blocks_take_turns_where_there_would_be_many():
+    few, many = problem(b=32, hq=32, hk=8, lk=700, d=128, dv=128), problem(b=32, hq=32, hk=8, lk=131072, d=128, dv=128)
+    plan = plan_decode(few, GPU)
+    assert plan.step.grid == 32 * 8 * 3 <= 2 * plan.resident
+    assert "take turns" not in plan.why
+    plan = plan_decode(many, GPU)
+    assert plan.step.grid == plan.resident == 3 * 132
+    assert "396 block(s) for 132 multiprocessors, which take turns at up to 131072 parts" in plan.why
 
 
 def test_one_part_needs_no_workspace():
@@ -131,8 +146,6 @@ def test_what_no_kernel_takes():
         plan_decode(problem(d=513), GPU)
     with pytest.raises(UnsupportedError, match=r"decode: lk is \d+, but GPU kernels count up to"):
         plan_decode(problem(lk=2**31), GPU)
-    with pytest.raises(UnsupportedError, match=r"decode: takes \d+ blocks"):
-        plan_decode(problem(b=4096, lk=2**30), GPU)
 
 
 def test_launches_around_a_cache():

@@ -37,7 +37,8 @@ def launch_few_queries(
         right=side(p.right), scale=p.scale, softcap=p.softcap or 0.0, out=out_at, out_strides=out_strides, lse=lse_at,
         lse_strides=lse_strides, part_outs=0 if room is None else pointer(room),
         part_lses=0 if room is None else pointer(room[count * p.dv :]), tickets=0, b=b, hq=p.hq, hk=p.hk, lq=p.lq,
-        d=p.d, dv=p.dv, part_keys=plan.part_keys, splits=0, parts=plan.parts, limit=max(0, min(o.kv_lengths, p.lk)),
+        d=p.d, dv=p.dv, part_keys=plan.part_keys, splits=0, parts=plan.parts, listed=0,
+        limit=max(0, min(o.kv_lengths, p.lk)),
     )  # fmt: skip
     if plan.merge is None or room is None:
         return

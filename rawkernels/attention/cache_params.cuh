@@ -48,6 +48,7 @@ template <typename T, typename Stored> struct DecodeParams {
     int32_t part_keys;  // keys of a part
     int32_t splits;     // or, if not 0, how many parts the keys that a tile of queries sees are cut into
     int32_t parts;      // blocks of a tile of queries: as many as any sequence can need
+    int32_t listed;     // blocks go on to other parts when they have done one
     int32_t limit;      // no key at this position or beyond is looked at, whatever the lengths say
 };
 

@@ -20,36 +20,53 @@ struct DecodeWork {
     Mask mask;
     KeyPart keys;
 
-    // Blocks count tiles of queries first, which share their keys; then parts, heads, and entries.
+    // Number `index` of the items of an entry, which count tiles of queries first, since these share their keys; then
+    // `parts` parts, and heads.
     template <int Q_TILE, typename Params>
-    static __device__ __forceinline__ DecodeWork of(const Params& params, int64_t block) {
+    static __device__ __forceinline__ DecodeWork of(const Params& params, int entry, int parts, int64_t index) {
         DecodeWork work;
         work.group = params.hq / params.hk;
         const int rows = work.group * params.lq, tiles = ceil_div(rows, Q_TILE);
-        const int tile = int(block % tiles);
-        block /= tiles;
-        work.part = int(block % params.parts);
-        block /= params.parts;
-        work.tile = block * tiles + tile;
-        work.first_row = block * rows;
-        work.kv_head = int(block % params.hk);
-        work.entry = int(block / params.hk);
+        const int tile = int(index % tiles);
+        index /= tiles;
+        work.part = int(index % parts);
+        work.kv_head = int(index / parts);
+        work.entry = entry;
+        const int64_t head = int64_t(entry) * params.hk + work.kv_head;
+        work.tile = head * tiles + tile;
+        work.first_row = head * rows;
         work.row0 = tile * Q_TILE;
         work.row1 = least(work.row0 + Q_TILE, rows);
-        work.sequence = params.seqs == nullptr ? work.entry : params.seqs[work.entry];
+        work.sequence = sequence_of(params, entry);
 
         const bool cached = params.lengths != nullptr;
-        const int length = cached ? largest(0, least(params.lengths[work.sequence], params.limit)) : params.limit;
-        const int64_t q_offset = params.q_offset == UNSET ? int64_t(length) - params.lq : params.q_offset;
+        const int length = length_of(params, work.sequence);
+        work.mask = mask_of(params, length);
+        const int64_t q_offset = work.mask.q_offset;
         work.first_query = cached ? int(largest<int64_t>(0, -q_offset)) : 0;
         work.span = {{{0, 0, 0, work.entry}}, 0, 0, params.lq, length, length, q_offset};
-        work.mask = {q_offset, params.left, params.right, length, 0, nullptr, 0, 0};
         const int first = work.mask.first(work.query(work.row0)), end = work.mask.end(work.query(work.row1 - 1));
         work.keys = KeyPart::of(work.part, first, end, params.part_keys, params.splits);
         const bool apart = params.tickets == nullptr && params.parts > 1;   // then each part has results, if empty ones
         work.whole = work.keys.count == 1 && !apart;
         work.keys.exists |= apart;
         return work;
+    }
+
+    // How many parts the tiles of an entry have, at the most.
+    template <typename Params> static __device__ __forceinline__ int parts_of(const Params& params, int entry) {
+        const Mask mask = mask_of(params, length_of(params, sequence_of(params, entry)));
+        return KeyPart::of(0, mask.first(0), mask.end(params.lq - 1), params.part_keys, params.splits).count;
+    }
+    template <typename Params> static __device__ __forceinline__ int sequence_of(const Params& params, int entry) {
+        return params.seqs == nullptr ? entry : params.seqs[entry];
+    }
+    template <typename Params> static __device__ __forceinline__ int length_of(const Params& params, int sequence) {
+        return params.lengths == nullptr ? params.limit : largest(0, least(params.lengths[sequence], params.limit));
+    }
+    template <typename Params> static __device__ __forceinline__ Mask mask_of(const Params& params, int length) {
+        const int64_t q_offset = params.q_offset == UNSET ? int64_t(length) - params.lq : params.q_offset;
+        return {q_offset, params.left, params.right, length, 0, nullptr, 0, 0};
     }
 
     __device__ __forceinline__ int query(int row) const { return row / group; }
@@ -75,6 +92,62 @@ struct DecodeWork {
     template <typename Params> __device__ __forceinline__ bool merges(const Params& params, uint32_t& before) const {
         if (whole || params.tickets == nullptr) return false;
         return arrives_last(params.tickets + tile, keys.count, before);
+    }
+};
+
+// What a block works on. Where all items that there can be, of sequences as long as the host's bound, fit the GPU twice,
+// each has a block, and those of no part leave at once. Else, `listed`, fewer blocks share the items that there are, one
+// after another: each finds its own by adding up the parts of 32 entries at a time, as many as it has lanes to read their
+// lengths.
+template <int Q_TILE, typename Params> struct DecodeItems {
+    int64_t item, before;   // number of the next one; how many belong to entries before `entry`
+    int entry;
+
+    static __device__ __forceinline__ DecodeItems of() { return {blockIdx.x, 0, 0}; }
+
+    // Calls `attend` for each, by all threads; the shared memory of one is free before the next.
+    template <typename Attend> __device__ __forceinline__ void for_each(const Params& params, Attend attend) {
+        const int of_part = params.hk * int(ceil_div(params.hq / params.hk * params.lq, Q_TILE));
+#pragma unroll 1
+        while (true) {
+            int parts = params.parts;
+            if (params.listed) {
+                if (!find(params, of_part)) return;
+                parts = DecodeWork::parts_of(params, entry);
+            } else {
+                const int64_t of_entry = int64_t(of_part) * parts;
+                entry = int(item / of_entry);
+                before = entry * of_entry;
+            }
+            attend(DecodeWork::of<Q_TILE>(params, entry, parts, item - before));
+            if (!params.listed) return;
+            __syncthreads();    // all have done with what they share
+            item += gridDim.x;
+        }
+    }
+
+  private:
+    // Whether there is such an item; `entry` becomes the one that it belongs to.
+    __device__ __forceinline__ bool find(const Params& params, int of_part) {
+        const int lane = threadIdx.x % WARP;
+#pragma unroll 1
+        for (; entry < params.b; entry += WARP) {
+            const bool known = entry + lane < params.b;
+            const int64_t own = known ? int64_t(of_part) * DecodeWork::parts_of(params, entry + lane) : 0;
+            int64_t end = before + own;     // of the items of this lane's entry and those before it
+#pragma unroll
+            for (int step = 1; step < WARP; step *= 2) {
+                const int64_t other = __shfl_up_sync(0xffffffffu, end - before, step);
+                if (lane >= step) end += other;
+            }
+            const int passed = __popc(__ballot_sync(0xffffffffu, end <= item));     // they are the first lanes
+            before = __shfl_sync(0xffffffffu, passed == WARP ? end : end - own, least(passed, WARP - 1));
+            if (passed < WARP) {
+                entry += passed;
+                return true;
+            }
+        }
+        return false;
     }
 };
 
