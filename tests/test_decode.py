@@ -8,7 +8,7 @@ from backends import anything, on_numpy
 from hypothesis import strategies as st
 
 import cuflash
-from cuflash import reference
+from cuflash import _gpu_decode_plan, reference
 
 CASES = {
     "plain": lambda b, hq, lq, n: {},
@@ -337,3 +337,25 @@ def test_bits_do_not_depend_on_the_number_of_heads(backend, make_cache, normal, 
     for heads in (slice(0, 1), slice(7, 70)):
         some = cuflash.decode(backend.asarray(q[:, heads]), make_cache(k[:, heads], v[:, heads], [length]))
         same_bytes(backend.to_numpy(some), whole[:, heads])
+
+
+@pytest.mark.parametrize("backend", ["emulator"], indirect=True)
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("options", [{}, {"window": (20, None)}, {"splits": 3}], ids=list)
+def test_blocks_that_take_turns_give_the_same_bits(options, dtype, backend, make_cache, normal, monkeypatch):
+    """37 sequences of up to 6 parts, most of which have fewer, on a device that runs 8 blocks."""
+    lengths = np.random.default_rng(0).integers(0, 91, 37) * (np.arange(37) % 3 > 0)
+    k, v = normal(37, 1, 90, 16, dtype=dtype), normal(37, 1, 90, 8, dtype=dtype, seed=1)
+    q = backend.asarray(normal(5, 2, 1, 16, dtype=dtype, seed=2)[np.arange(37) % 5])
+    results = {}
+    with backend.tiles("small"):
+        cache = make_cache(k, v, lengths)
+        for waves in (1000, 2):
+            monkeypatch.setattr(_gpu_decode_plan, "WAVES_MOST", waves)
+            _gpu_decode_plan.plan_decode.cache_clear()
+            assert ("which take turns at" in cuflash.explain(cuflash.decode, q, cache, **options)) == (waves == 2)
+            for seqs in (None, list(range(36, -1, -1))):
+                out, lse = cuflash.decode(q, cache, seqs=seqs, return_lse=True, **options)
+                results[waves, seqs is None] = backend.to_numpy(out).tobytes(), backend.to_numpy(lse).tobytes()
+    assert results[1000, True] == results[2, True]
+    assert results[1000, False] == results[2, False] != results[2, True]
