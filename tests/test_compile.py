@@ -64,7 +64,8 @@ def chosen(level):
             some.add((variant, ARCHS[i % len(ARCHS)] if ARCHS[i % len(ARCHS)] in archs else archs[i % len(archs)]))
         for i, arch in enumerate(ARCHS):
             fitting = [variant for variant in group if (variant, arch) in pairs]
-            some |= {(variant, arch) for variant in fitting[i % max(1, len(fitting)) :][:1]}
+            if not any((variant, arch) in some for variant in fitting):
+                some |= {(variant, arch) for variant in fitting[i % max(1, len(fitting)) :][:1]}
     return some
 
 
