@@ -120,7 +120,8 @@ def in_elements(strides: tuple[int, ...], array: Array) -> tuple[int, ...]:
     return _whole(strides, array.dtype.itemsize)
 
 
-def fill_axes(function: str, axes: Sequence[tuple[int, ...]], count: int) -> list[tuple[int, ...]]:
+@lru_cache(maxsize=1024)
+def fill_axes(function: str, axes: tuple[tuple[int, ...], ...], count: int) -> tuple[tuple[int, ...], ...]:
     """Sizes, and strides of several arrays: merged as by `merge_axes` and, at the front, filled up to `count`."""
     sizes, *strides = axes
     ends = merge_axes(sizes, strides)
@@ -132,7 +133,7 @@ def fill_axes(function: str, axes: Sequence[tuple[int, ...]], count: int) -> lis
     runs = zip((0, *(end + 1 for end in ends)), ends)
     empty = count - len(ends)
     merged = tuple(prod(sizes[start : end + 1]) for start, end in runs)
-    return [(1,) * empty + merged, *((0,) * empty + tuple(each[end] for end in ends) for each in strides)]
+    return ((1,) * empty + merged, *((0,) * empty + tuple(each[end] for end in ends) for each in strides))
 
 
 def dtype_name(array: Array) -> str:

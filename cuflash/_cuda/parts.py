@@ -20,6 +20,7 @@ from cuflash.errors import ProblemError
 Array = Any
 Pair = tuple[Array, Array]  # an output and its lse, either of which may be None where it is to be filled
 
+NO_PAIR = (0, 0, *NO_STRIDES, *NO_STRIDES)  # `MergePart` of none
 ROW_AXES = BATCH_AXES + 2  # of an lse: the batch, heads and rows; one row has nothing to do with another
 
 
@@ -66,10 +67,9 @@ def launch_merge(runtime: Runtime, step: Step, given: Pair | Sequence[Pair], out
     sizes, *merged = fill_axes("merge", (tuple(rows), *steps), ROW_AXES)
     strides = [_fields(pair, merged[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
     addresses = [[0 if one is None else runtime.pointer(one) for one in pair] for pair in pairs]
-    numbers = [(*address, *own) for address, own in zip(addresses[:-1], strides)]
-    numbers += [(0, 0, *NO_STRIDES, *NO_STRIDES)] * (MERGE_ARRAYS - len(given))
+    numbers = chain.from_iterable((*address, *own) for address, own in zip(addresses[:-1], strides))
     launch(
-        runtime, step, MERGE, given=chain.from_iterable(numbers), out_step=out_step, lse_step=lse_step,
+        runtime, step, MERGE, given=(*numbers, *NO_PAIR * (MERGE_ARRAYS - len(given))), out_step=out_step, lse_step=lse_step,
         out=addresses[-1][0], lse=addresses[-1][1], out_strides=strides[-1][:7], lse_strides=strides[-1][7:],
         entries=prod(sizes[:BATCH_AXES]), batch=sizes[:BATCH_AXES], heads=sizes[-2], rows=sizes[-1],
         dv=0 if out[0] is None else dv, parts=parts, arrays=len(given),
