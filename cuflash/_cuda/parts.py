@@ -69,10 +69,10 @@ def launch_merge(runtime: Runtime, step: Step, given: Pair | Sequence[Pair], out
     addresses = [[0 if one is None else runtime.pointer(one) for one in pair] for pair in pairs]
     numbers = chain.from_iterable((*address, *own) for address, own in zip(addresses[:-1], strides))
     launch(
-        runtime, step, MERGE, given=(*numbers, *NO_PAIR * (MERGE_ARRAYS - len(given))), out_step=out_step, lse_step=lse_step,
-        out=addresses[-1][0], lse=addresses[-1][1], out_strides=strides[-1][:7], lse_strides=strides[-1][7:],
-        entries=prod(sizes[:BATCH_AXES]), batch=sizes[:BATCH_AXES], heads=sizes[-2], rows=sizes[-1],
-        dv=0 if out[0] is None else dv, parts=parts, arrays=len(given),
+        runtime, step, MERGE, given=(*numbers, *NO_PAIR * (MERGE_ARRAYS - len(given))), out_step=out_step,
+        lse_step=lse_step, out=addresses[-1][0], lse=addresses[-1][1], out_strides=strides[-1][:7],
+        lse_strides=strides[-1][7:], entries=prod(sizes[:BATCH_AXES]), batch=sizes[:BATCH_AXES], heads=sizes[-2],
+        rows=sizes[-1], dv=0 if out[0] is None else dv, parts=parts, arrays=len(given),
     )  # fmt: skip
 
 
