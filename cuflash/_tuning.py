@@ -54,11 +54,11 @@ FWD_MMA: MmaTable = {
 # GPU kernels without tensor cores: (bytes of an element, columns that a block keeps in registers) to queries and keys
 # of a tile, blocks that a multiprocessor is to hold, and bytes of shared memory. None was timed on a GPU yet. Blocks
 # are the most that compile without a spill on every architecture (bytes spilled by fwd_simt with one more, at 64, 128,
-# 256, 512 columns: 16-bit 4, 272, 12, 80; float32 8, 156, 104, 144; float64 116, 116, 184, 160).
+# 256, 512 columns: 16-bit 4, 4, 12, 80; float32 8, 156, 104, 144; float64 116, 116, 184, 160).
 Table = dict[tuple[int, int], tuple[int, int, int, int]]
 FWD_SIMT: Table = {
     (2, 64): (64, 64, 3, 36128), (4, 64): (64, 64, 3, 36128), (8, 64): (64, 32, 2, 34096),
-    (2, 128): (64, 64, 3, 36128), (4, 128): (64, 64, 2, 36128), (8, 128): (32, 32, 3, 18224),
+    (2, 128): (64, 64, 2, 36128), (4, 128): (64, 64, 2, 36128), (8, 128): (32, 32, 3, 18224),
     (2, 256): (32, 64, 3, 25376), (4, 256): (32, 64, 3, 25376), (8, 256): (16, 32, 4, 12848),
     (2, 512): (16, 64, 4, 21024), (4, 512): (16, 64, 4, 21024), (8, 512): (16, 32, 2, 12848),
 }  # fmt: skip

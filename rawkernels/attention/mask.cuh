@@ -30,7 +30,7 @@ struct Mask {
     }
 
     // Query `row` sees keys first(row) <= key < end(row), as far as the array agrees.
-    __device__ __forceinline__ int first(int row) const { return within(row + q_offset - left); }
+    __device__ __forceinline__ int first(int row) const { return largest(kv_first, within(row + q_offset - left)); }
     __device__ __forceinline__ int end(int row) const { return within(row + q_offset + right + 1); }
 
     // The first tile of keys at or after `tile` in which one of the queries q0 ... q1 - 1 may see a key; the walk over
@@ -59,7 +59,7 @@ struct Mask {
 
   private:
     __device__ __forceinline__ int within(int64_t key) const {
-        return int(largest<int64_t>(kv_first, least<int64_t>(key, kv_length)));
+        return int(largest<int64_t>(0, least<int64_t>(key, kv_length)));
     }
 };
 
