@@ -190,6 +190,16 @@ def _decode_mma(wanted: Wanted) -> Iterable[Config]:
     return (variant.config for variant in found if variant is not None)
 
 
+def _decode_fma(wanted: Wanted) -> Iterable[Config]:
+    found = (
+        _configs.decode_fma(dtype, dim, dim, rows)
+        for dtype in wanted.dtypes
+        for dim in wanted.head_dims
+        for rows in (1, 8)
+    )
+    return (variant.config for variant in found if variant is not None)
+
+
 def _always(**members: int) -> Callable[[Wanted], Iterable[Config]]:
     return lambda wanted: (tuple(members.items()),)
 
@@ -220,6 +230,9 @@ KERNELS: dict[str, Kernel] = {
         _params.DECODE,
         _decode_mma,
         {"Dtype::float16": 80, "Dtype::bfloat16": 80},
+    ),
+    "decode_fma": Kernel(
+        "decode_fma.cu", "DecodeFma", "DecodeFmaConfig", _params.DECODE, _decode_fma, {"Dtype::float32": 80}
     ),
     "decode_simt": Kernel("decode_simt.cu", "DecodeSimt", "DecodeConfig", _params.DECODE, _decoding),
     "copy_pages": Kernel(

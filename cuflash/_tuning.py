@@ -98,5 +98,12 @@ DECODE_MMA: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
     256: ((16, 2, 2, 1, 75904),),
 }
 
+# decode_fma: the same in tiles of 8 keys, for float32.
+DECODE_FMA: dict[int, tuple[tuple[int, int, int, int, int], ...]] = {
+    64: ((4, 3, 4, 4, 49680), (8, 3, 4, 3, 50192)),
+    128: ((4, 2, 4, 3, 66064), (8, 2, 4, 3, 66576)),
+    256: ((4, 2, 3, 2, 98704), (8, 2, 3, 2, 99088)),
+}
+
 # A bias gradient of few tiles is summed in parts by as many blocks as this for each multiprocessor.
 BIAS_BLOCKS_PER_SM = 4

@@ -372,6 +372,6 @@ def run_scatter(config, grid, params):
 
 
 KERNELS = {
-    "kv_append": run_append, "decode_mma": run_decode, "decode_simt": run_decode,
+    "kv_append": run_append, "decode_mma": run_decode, "decode_fma": run_decode, "decode_simt": run_decode,
     "copy_pages": run_copy_pages, "scatter": run_scatter,
 }  # fmt: skip

@@ -1,0 +1,83 @@
+// decode_warps.cuh -- what decoding kernels share whose warps walk keys of their own: how tokens come into a warp's
+// buffer, and where its block's results go.
+#pragma once
+#include "decode_work.cuh"
+
+namespace cf {
+
+// By one warp: row i of the tile becomes the vector of the token that lane i has found; zeros if it found none. Begins
+// to copy, or, where rows cannot be read in vectors of 16 bytes, copies number by number.
+template <typename Tile, typename T>
+__device__ __forceinline__ void copy_rows(
+    Tile& tile, const T* data, const TokenStrides& strides, const Place& place, int head, int cols
+) {
+    constexpr int VEC = 16 / sizeof(T), GROUP = Tile::CHUNKS % 8 == 0 ? 8 : 4, STEP = WARP / GROUP;
+    const int lane = threadIdx.x % WARP, row = lane / GROUP, chunk = lane % GROUP;
+    const bool in_vectors = strides.col == 1 && (strides.row | strides.token | strides.head) % VEC == 0 &&
+                            reinterpret_cast<uint64_t>(data) % 16 == 0;
+    const auto find = [&](int i) {
+        return Place{__shfl_sync(ALL_LANES, place.row, row + i), __shfl_sync(ALL_LANES, place.token, row + i),
+                     bool(__shfl_sync(ALL_LANES, int(place.exists), row + i))};
+    };
+    if (in_vectors) {
+#pragma unroll
+        for (int i = 0; i < Tile::ROWS; i += STEP) {
+            const Place from = find(i);
+            const T* vector = data + (from.exists ? from.offset(strides, head) : 0);
+#pragma unroll
+            for (int group = 0; group < Tile::CHUNKS; group += GROUP) {
+                const int col = VEC * (group + chunk), known = from.exists ? largest(0, least(VEC, cols - col)) : 0;
+                ptx::cp_async_16(tile.address(row + i, group + chunk), vector + col, int(sizeof(T)) * known);
+            }
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int i = 0; i < Tile::ROWS; i += STEP) {
+        const Place from = find(i);
+        const T* vector = data + (from.exists ? from.offset(strides, head) : 0);
+#pragma unroll 1
+        for (int col = VEC * chunk; col < Tile::COLS; col += VEC * GROUP) {
+            T* to = reinterpret_cast<T*>(tile.data + Tile::at(row + i, col / VEC));
+#pragma unroll 1
+            for (int number = 0; number < VEC; ++number)
+                to[number] = from.exists && col + number < cols ? vector[(col + number) * strides.col] : T{};
+        }
+    }
+}
+
+// By one warp: begins to copy the keys and values of the tokens from `begin` on, those of the part, as one group of
+// copies; zeros for the others.
+template <typename Stage, typename T, typename Stored>
+__device__ __forceinline__ void load_tokens(
+    Stage& stage, const DecodeParams<T, Stored>& params, const DecodeWork& work, int begin
+) {
+    const auto& cache = params.cache;
+    const int lane = threadIdx.x % WARP, mine = begin + lane;   // a lane finds one token, for all
+    Place place{0, 0, false};
+    if (lane < stage.k.ROWS && mine < work.keys.end) place = place_of(cache, work.sequence, mine);
+    copy_rows(stage.k, cache.k, cache.k_strides, place, work.kv_head, params.d);
+    copy_rows(stage.v, cache.v, cache.v_strides, place, work.kv_head, params.dv);
+    ptx::cp_async_commit();
+}
+
+// By one warp: a row's results to where they belong, or those of a part to the workspace. merge(dv, put) calls
+// put(col, number) for each column of the output, and returns the lse.
+template <typename T, typename Stored, typename Merge>
+__device__ __forceinline__ void store_row(
+    const DecodeParams<T, Stored>& params, const DecodeWork& work, int row, Merge merge
+) {
+    const bool whole = work.keys.count == 1;
+    const int64_t slot = work.slot(params, row);
+    T* out = params.out == nullptr ? nullptr : params.out + work.row_of(params.out_strides, row);
+    float* part_out = whole ? nullptr : params.part_outs + slot * params.dv;
+    const float lse = merge(whole && out == nullptr ? 0 : params.dv, [&](int col, float number) {
+        if (whole) out[col * params.out_strides.col] = narrow<T>(number);
+        else part_out[col] = number;
+    });
+    if (threadIdx.x % WARP != 0) return;
+    if (!whole) params.part_lses[slot] = lse;
+    else if (params.lse != nullptr) params.lse[work.row_of(params.lse_strides, row)] = lse;
+}
+
+}  // namespace cf
