@@ -5,43 +5,38 @@
 
 namespace cf {
 
-// By one warp: row i of the tile becomes the vector of the token that lane i has found; zeros if it found none. Begins
-// to copy, or, where rows cannot be read in vectors of 16 bytes, copies number by number.
+// By one warp: row i of the tile becomes the vector that starts at element `at` of lane i; zeros where that is ABSENT.
+// Begins to copy, or, where rows are not whole vectors of 16 bytes, copies number by number.
 template <typename Tile, typename T>
 __device__ __forceinline__ void copy_rows(
-    Tile& tile, const T* data, const TokenStrides& strides, const Place& place, int head, int cols
+    Tile& tile, const T* data, const TokenStrides& strides, int64_t at, int cols
 ) {
     constexpr int VEC = 16 / sizeof(T), GROUP = Tile::CHUNKS % 8 == 0 ? 8 : 4, STEP = WARP / GROUP;
     const int lane = threadIdx.x % WARP, row = lane / GROUP, chunk = lane % GROUP;
-    const bool in_vectors = strides.col == 1 && (strides.row | strides.token | strides.head) % VEC == 0 &&
+    const bool in_vectors = strides.col == 1 && (strides.row | strides.token | strides.head | cols) % VEC == 0 &&
                             reinterpret_cast<uint64_t>(data) % 16 == 0;
-    const auto find = [&](int i) {
-        return Place{__shfl_sync(ALL_LANES, place.row, row + i), __shfl_sync(ALL_LANES, place.token, row + i),
-                     bool(__shfl_sync(ALL_LANES, int(place.exists), row + i))};
-    };
     if (in_vectors) {
 #pragma unroll
         for (int i = 0; i < Tile::ROWS; i += STEP) {
-            const Place from = find(i);
-            const T* vector = data + (from.exists ? from.offset(strides, head) : 0);
+            const int64_t from = __shfl_sync(ALL_LANES, at, row + i);
+            const T* vector = data + VEC * chunk + from;
 #pragma unroll
             for (int group = 0; group < Tile::CHUNKS; group += GROUP) {
-                const int col = VEC * (group + chunk), known = from.exists ? largest(0, least(VEC, cols - col)) : 0;
-                ptx::cp_async_16(tile.address(row + i, group + chunk), vector + col, int(sizeof(T)) * known);
+                const bool known = from != ABSENT && VEC * (group + chunk) < cols;
+                ptx::cp_async_16(tile.address(row + i, group + chunk), vector + VEC * group, known ? 16 : 0);
             }
         }
         return;
     }
 #pragma unroll 1
     for (int i = 0; i < Tile::ROWS; i += STEP) {
-        const Place from = find(i);
-        const T* vector = data + (from.exists ? from.offset(strides, head) : 0);
+        const int64_t from = __shfl_sync(ALL_LANES, at, row + i);
 #pragma unroll 1
         for (int col = VEC * chunk; col < Tile::COLS; col += VEC * GROUP) {
             T* to = reinterpret_cast<T*>(tile.data + Tile::at(row + i, col / VEC));
 #pragma unroll 1
             for (int number = 0; number < VEC; ++number)
-                to[number] = from.exists && col + number < cols ? vector[(col + number) * strides.col] : T{};
+                to[number] = from != ABSENT && col + number < cols ? data[from + (col + number) * strides.col] : T{};
         }
     }
 }
@@ -56,8 +51,10 @@ __device__ __forceinline__ void load_tokens(
     const int lane = threadIdx.x % WARP, mine = begin + lane;   // a lane finds one token, for all
     Place place{0, 0, false};
     if (lane < stage.k.ROWS && mine < work.keys.end) place = place_of(cache, work.sequence, mine);
-    copy_rows(stage.k, cache.k, cache.k_strides, place, work.kv_head, params.d);
-    copy_rows(stage.v, cache.v, cache.v_strides, place, work.kv_head, params.dv);
+    const int64_t k_at = place.exists ? place.offset(cache.k_strides, work.kv_head) : ABSENT;
+    const int64_t v_at = place.exists ? place.offset(cache.v_strides, work.kv_head) : ABSENT;
+    copy_rows(stage.k, cache.k, cache.k_strides, k_at, params.d);
+    copy_rows(stage.v, cache.v, cache.v_strides, v_at, params.dv);
     ptx::cp_async_commit();
 }
 

@@ -33,9 +33,6 @@ template <int ROW_COUNT, int COL_COUNT> struct MmaTile {
     }
 };
 
-// A chunk of a tile.
-struct alignas(16) Vector { uint32_t words[4]; };
-
 // `WARPS` warps, each of which has results of 16 M rows.
 template <Dtype DTYPE, int WARPS> struct Mma {
     using T = Storage<DTYPE>;
