@@ -204,7 +204,7 @@ class Tokens:
     """The arrays of a `Cache`, read and written token by token."""
 
     def __init__(self, params, config):
-        self.codes = config["codes"].removeprefix("Codes::")
+        self.codes = config.get("codes", "Codes::none").removeprefix("Codes::")
         stored = STORED.get(self.codes, element(config))
         cache, self.table = params["cache"], None
         self.rows, self.tokens, self.entries = (int(cache[name]) for name in ("rows", "tokens", "entries"))
