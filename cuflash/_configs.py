@@ -150,7 +150,7 @@ def decode_fma(dtype: str, d: int, dv: int, rows: int) -> DecodeFma | None:
 
 
 def _decode_tiles(
-    table: Mapping[int, tuple[tuple[int, int, int, int, int], ...]], dtype: str, d: int, dv: int, rows: int
+    table: _tuning.DecodeTable, dtype: str, d: int, dv: int, rows: int
 ) -> tuple[tuple[tuple[str, int | bool | str], ...], DecodeTiles] | None:
     columns = next((most for most in table if max(d, dv) <= most), None)
     if columns is None:

@@ -16,7 +16,8 @@
 
 namespace cf {
 
-template <int COUNT> struct alignas(4 * COUNT) FmaVec { float at[COUNT]; };
+// Neighbouring numbers, which are read 16 bytes at a time.
+template <int COUNT> struct alignas(least(16, 4 * COUNT)) FmaVec { float at[COUNT]; };
 
 // Rows as they lie in an array.
 template <int ROW_COUNT, int COL_COUNT> struct FmaTile {
