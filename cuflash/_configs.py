@@ -67,6 +67,13 @@ class DecodeMma(NamedTuple):
     tiles: DecodeTiles
 
 
+class DecodeFma(NamedTuple):
+    """The same for decoding on the plain units."""
+
+    config: tuple[tuple[str, int | bool | str], ...]
+    tiles: DecodeTiles
+
+
 class Simt(NamedTuple):
     """A variant of a kernel."""
 
@@ -136,13 +143,27 @@ def decode_simt(dtype: str, codes: str, d: int, dv: int, rows: int) -> Simt:
 @lru_cache(maxsize=1024)
 def decode_mma(dtype: str, d: int, dv: int, rows: int) -> DecodeMma | None:
     """decode_mma for so many queries of a key/value head, in the fewest tiles; None where there is none."""
-    columns = next((most for most in _tuning.DECODE_MMA if max(d, dv) <= most), None)
-    if ITEMSIZES[dtype] != 2 or columns is None:
+    found = _decode_tiles(_tuning.DECODE_MMA, dtype, d, dv, rows) if ITEMSIZES[dtype] == 2 else None
+    return None if found is None else DecodeMma(*found)
+
+
+@lru_cache(maxsize=1024)
+def decode_fma(dtype: str, d: int, dv: int, rows: int) -> DecodeFma | None:
+    """decode_fma, likewise."""
+    found = _decode_tiles(_tuning.DECODE_FMA, dtype, d, dv, rows) if dtype == "float32" else None
+    return None if found is None else DecodeFma(*found)
+
+
+def _decode_tiles(
+    table: _tuning.DecodeTable, dtype: str, d: int, dv: int, rows: int
+) -> tuple[tuple[tuple[str, int | bool | str], ...], DecodeTiles] | None:
+    columns = next((most for most in table if max(d, dv) <= most), None)
+    if columns is None:
         return None
-    known = [DecodeTiles(*tiles) for tiles in _tuning.DECODE_MMA[columns]]
+    known = [DecodeTiles(*tiles) for tiles in table[columns]]
     tiles = next((one for one in known if rows <= one.q_tile), known[-1])
     members: Members = {"dtype": f"Dtype::{dtype}", "head_dim": columns, "value_dim": columns}
-    return DecodeMma((*members.items(), *_members(tiles)), tiles)
+    return (*members.items(), *_members(tiles)), tiles
 
 
 def _simt(table: _tuning.Table, dtype: str, columns: int, /, **member: int) -> Simt:

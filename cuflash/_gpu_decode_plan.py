@@ -71,13 +71,19 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     return plan._replace(why=why)
 
 
-def choose_decode(problem: Problem, gpu: Gpu, rows: int) -> tuple[str, _configs.DecodeMma | _configs.Simt]:
-    """Tensor cores for 16-bit numbers stored as such, as far as there are tiles for the dims."""
+def choose_decode(
+    problem: Problem, gpu: Gpu, rows: int
+) -> tuple[str, _configs.DecodeMma | _configs.DecodeFma | _configs.Simt]:
+    """What streams numbers that are stored as such, as far as there are tiles for the dims: 16-bit ones to the tensor
+    cores, float32 to the plain units.
+    """
     p = problem
-    variant = _configs.decode_mma(p.dtype, p.d, p.dv, rows) if p.stored is None and p.d and p.dv else None
-    fits = variant is not None and variant.tiles.smem_bytes <= gpu.smem_block
-    if variant is not None and fits and runs_on(KernelSpec("decode_mma", variant.config), gpu.arch):
-        return "decode_mma", variant
+    streaming = {"decode_mma": _configs.decode_mma, "decode_fma": _configs.decode_fma}
+    for kernel, find in streaming.items() if p.stored is None and p.d and p.dv else ():
+        variant = find(p.dtype, p.d, p.dv, rows)
+        fits = variant is not None and variant.tiles.smem_bytes <= gpu.smem_block
+        if variant is not None and fits and runs_on(KernelSpec(kernel, variant.config), gpu.arch):
+            return kernel, variant
     return "decode_simt", _configs.decode_simt(p.dtype, p.stored or "none", p.d, p.dv, rows)
 
 

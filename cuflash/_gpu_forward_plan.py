@@ -89,7 +89,7 @@ def _plan_few_queries(problem: Problem, gpu: Gpu) -> ForwardPlan | None:
     if p.mask or p.ragged or axes or rows > _tuning.FEW_QUERIES:
         return None
     kernel, variant = choose_decode(p, gpu, rows)
-    if isinstance(variant, _configs.Simt):
+    if not isinstance(variant, _configs.DecodeMma):
         return None
     tile = variant.tiles
     tiles = prod(p.batch) * p.hk * -(-rows // tile.q_tile)

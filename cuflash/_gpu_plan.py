@@ -26,7 +26,7 @@ ROTARY_HEADS = 8  # that share an angle
 BLOCKS_MOST = 2**31 - 1  # of a launch
 SIZE_MOST = 2**31 - 2**10  # of an axis: kernels count rows in 32 bits, a tile beyond the last
 
-Variant = _configs.Simt | _configs.Mma | _configs.DecodeMma
+Variant = _configs.Simt | _configs.Mma | _configs.DecodeMma | _configs.DecodeFma
 Totals = tuple[int, int] | None  # rows of q and k where sequences are packed
 
 
@@ -186,6 +186,8 @@ def say_busy(step: Step, gpu: Gpu) -> str:
 def say_units(problem: Problem, gpu: Gpu, variant: Variant | None = None) -> str:
     if isinstance(variant, _configs.Mma | _configs.DecodeMma):
         return f"products on the tensor cores of {gpu.arch}, sums in float32"
+    if isinstance(variant, _configs.DecodeFma):
+        return f"arithmetic in float32 on the plain units of {gpu.arch}"
     name = arithmetic(problem)
     return f"arithmetic in {name} on the plain units of {gpu.arch}, which take every dtype, d, dv and option"
 

@@ -189,14 +189,18 @@ def _decoding(wanted: Wanted) -> Iterable[Config]:
     )
 
 
-def _decode_mma(wanted: Wanted) -> Iterable[Config]:
-    found = (
-        _configs.decode_mma(dtype, dim, dim, rows)
-        for dtype in wanted.dtypes
-        for dim in wanted.head_dims
-        for rows in (1, 32)
-    )
-    return (variant.config for variant in found if variant is not None)
+def _streaming(
+    find: Callable[[str, int, int, int], _configs.DecodeMma | _configs.DecodeFma | None], more: int
+) -> Callable[[Wanted], Iterable[Config]]:
+    """Of a kernel with tiles for few queries, and others for `more`."""
+
+    def configs(wanted: Wanted) -> Iterable[Config]:
+        found = (
+            find(dtype, dim, dim, rows) for dtype in wanted.dtypes for dim in wanted.head_dims for rows in (1, more)
+        )
+        return (variant.config for variant in found if variant is not None)
+
+    return configs
 
 
 def _always(**members: int) -> Callable[[Wanted], Iterable[Config]]:
@@ -227,8 +231,16 @@ KERNELS: dict[str, Kernel] = {
         "DecodeMma",
         "DecodeMmaConfig",
         _params.DECODE,
-        _decode_mma,
+        _streaming(_configs.decode_mma, 32),
         {"Dtype::float16": 80, "Dtype::bfloat16": 80},
+    ),
+    "decode_fma": Kernel(
+        "decode_fma.cu",
+        "DecodeFma",
+        "DecodeFmaConfig",
+        _params.DECODE,
+        _streaming(_configs.decode_fma, 8),
+        {"Dtype::float32": 80},
     ),
     "decode_simt": Kernel("decode_simt.cu", "DecodeSimt", "DecodeConfig", _params.DECODE, _decoding),
     "copy_pages": Kernel(

@@ -22,7 +22,7 @@
 // Pipeline: a warp's next STAGES - 1 tiles are on their way while it computes; each tile is one group of copies. Rows
 // that cannot be read in vectors of 16 bytes are copied number by number.
 #include "attention/config.cuh"
-#include "attention/decode_work.cuh"
+#include "attention/decode_warps.cuh"
 #include "attention/fragment_softmax.cuh"
 #include "attention/score.cuh"
 
@@ -131,48 +131,6 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
         }
     }
 
-    // Begins to copy the keys and values of the 16 tokens from `begin` on, those of the part; zeros for the others.
-    static __device__ __forceinline__ void load_tokens(
-        Stage& stage, const Params& params, const DecodeWork& work, int begin
-    ) {
-        const auto& cache = params.cache;
-        Place place{0, 0, false};
-        const int mine = begin + Units::lane();     // a lane finds one token, for all
-        if (Units::lane() < KEYS && mine < work.keys.end) place = place_of(cache, work.sequence, mine);
-        copy_rows(stage.k, cache.k, cache.k_strides, place, work.kv_head, params.d);
-        copy_rows(stage.v, cache.v, cache.v_strides, place, work.kv_head, params.dv);
-        Units::commit();
-    }
-
-    // By one warp: row i of the tile is the vector of the token that lane i has found.
-    template <typename Tile>
-    static __device__ __forceinline__ void copy_rows(
-        Tile& tile, const T* data, const TokenStrides& strides, const Place& place, int head, int cols
-    ) {
-        constexpr int GROUP = Tile::COLS % 64 == 0 ? 8 : 4, STEP = WARP / GROUP;
-        const int row = Units::lane() / GROUP, chunk = Units::lane() % GROUP;
-        const bool in_vectors = strides.col == 1 && (strides.row | strides.token | strides.head) % 8 == 0 &&
-                                reinterpret_cast<uint64_t>(data) % 16 == 0;
-#pragma unroll
-        for (int i = 0; i < KEYS; i += STEP) {
-            const Place from{__shfl_sync(ALL_LANES, place.row, row + i), __shfl_sync(ALL_LANES, place.token, row + i),
-                             bool(__shfl_sync(ALL_LANES, int(place.exists), row + i))};
-            const T* vector = data + (from.exists ? from.offset(strides, head) : 0);
-#pragma unroll
-            for (int group = 0; group < Tile::CHUNKS; group += GROUP) {
-                const int col = 8 * (group + chunk), known = from.exists ? largest(0, least(8, cols - col)) : 0;
-                if (in_vectors) {
-                    ptx::cp_async_16(tile.address(row + i, group + chunk), vector + col, 2 * known);
-                } else {
-#pragma unroll 1
-                    for (int number = 0; number < 8; ++number)
-                        tile.data[Tile::at(row + i, group + chunk) + number] =
-                            number < known ? vector[(col + number) * strides.col].bits : uint16_t(0);
-                }
-            }
-        }
-    }
-
     // Products become scores, as far as their queries see the keys.
     static __device__ __forceinline__ void apply_options(
         float (&s)[M][N][4], Smem& smem, const Params& params, const DecodeWork& work, int kv0
@@ -221,25 +179,13 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
                         smem.outs[Units::warp()][row][Units::col(n, i)] = share * o[m][n][2 * half + i];
             }
         __syncthreads();        // the results of all warps are there
-        const bool whole = work.whole;
-        for (int i = Units::warp(); i < work.row1 - work.row0; i += WARPS) {
-            const int row = work.row0 + i;
-            const int64_t slot = work.slot(params, row);
-            T* out = params.out == nullptr ? nullptr : params.out + work.row_of(params.out_strides, row);
-            float* part_out = whole ? nullptr : params.part_outs + slot * params.dv;
-            const float lse = merge_row<float>(
-                WARPS, whole && out == nullptr ? 0 : params.dv,
-                [&](int warp) { return smem.lses[warp][i]; },
-                [&](int warp, int col) { return smem.outs[warp][i][col]; },
-                [&](int col, float number) {
-                    if (whole) out[col * params.out_strides.col] = narrow<T>(number);
-                    else part_out[col] = number;
-                }
-            );
-            if (Units::lane() != 0) continue;
-            if (!whole) params.part_lses[slot] = lse;
-            else if (params.lse != nullptr) params.lse[work.row_of(params.lse_strides, row)] = lse;
-        }
+        for (int i = Units::warp(); i < work.row1 - work.row0; i += WARPS)
+            store_row(params, work, work.row0 + i, [&](int dv, auto put) {
+                return merge_row<float>(
+                    WARPS, dv, [&](int warp) { return smem.lses[warp][i]; },
+                    [&](int warp, int col) { return smem.outs[warp][i][col]; }, put
+                );
+            });
     }
 };
 

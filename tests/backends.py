@@ -136,6 +136,7 @@ class EmulatorBackend(Backend):
             _configs.weights_simt,
             _configs.decode_simt,
             _configs.decode_mma,
+            _configs.decode_fma,
             _gpu_forward_plan.plan_forward,
             _gpu_forward_plan.plan_weights,
         ]
@@ -157,6 +158,7 @@ SMALL_TABLES = {
     "BWD_BIAS_SIMT": {(2, 0): (16, 16, 2, 6352), (4, 0): (16, 16, 2, 6352), (8, 0): (16, 16, 2, 7504)},
     "WEIGHTS_SIMT": {(2, 0): (16, 16, 2, 6288), (4, 0): (16, 16, 2, 6288), (8, 0): (16, 16, 2, 7456)},
     "DECODE_MMA": {64: ((16, 2, 2, 2, 20608),)},
+    "DECODE_FMA": {64: ((4, 2, 2, 2, 16656),)},
     "DECODE_SIMT": {(4, 64): ((8, 16, 2, 5072),), (8, 64): ((8, 16, 2, 5584),)},
 }
 

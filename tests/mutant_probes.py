@@ -15,6 +15,7 @@ from backends import EmulatorBackend, host
 from emulator import memory
 from emulator.device_array import DeviceArray
 from emulator.runtime import Finding
+from mutant_caches import CACHE_PROBES
 from mutants import MUTANTS
 
 import cuflash
@@ -129,6 +130,36 @@ def tensor_growth(p):
     p.attention(*(x.astype(np.float16) for x in (q, k, v)))
 
 
+def cut(p):
+    """float32 keys in two parts, tails of rows and columns, sinks, rows that see one part or none."""
+    q, k, v = p.qkv(1, 2, 1, 5, 90)
+    p.attention(q, k, v, sinks=p.normal(2))
+    p.attention(q, k, v, causal=True, q_offset=61)
+
+
+def cut_tensor_cores(p):
+    """The same of float16."""
+    q, k, v = (x.astype(np.float16) for x in p.qkv(1, 2, 1, 5, 90, d=40, dv=24))
+    p.attention(q, k, v, sinks=p.normal(2))
+    p.attention(q, k, v, causal=True, q_offset=61)
+
+
+def cut_few_queries(p):
+    """float16, few enough for the kernels of decoding: all parts, one of them, queries before the first key."""
+    q, k, v = (x.astype(np.float16) for x in p.qkv(1, 2, 1, 2, 200, d=40, dv=24))
+    p.attention(q, k, v, sinks=p.normal(2))
+    p.attention(q, k, v, kv_lengths=20)
+    p.attention(q, k, v, q_offset=-5)
+
+
+def turns(p):
+    """A cache of more sequences than lanes, most of them short, on a GPU that runs 8 blocks."""
+    cache, model = both(p, cuflash.KVCache, 34, 60, 1, 8)
+    fill(p, cache, model, np.where(np.arange(34) % 8 > 5, 50, np.arange(34) % 3))
+    p.decode(p.normal(34, 2, 1, 8), cache, model, splits=2)
+    p.decode(p.normal(34, 2, 1, 8), cache, model)
+
+
 def masked(p):
     """Windows that begin and end inside tiles, at their edges, and leave whole ones out."""
     q, k, v = p.qkv(1, 1, 1, 32, 48)
@@ -220,123 +251,6 @@ def merge(p):
     p.hold(cuflash.merge(p.backend.asarray(outs), p.backend.asarray(lses)), right)
 
 
-def decode(p):
-    """Parts, more queries than tokens, sinks, a window; twice, since tickets must be as they were."""
-    lengths = np.array([70, 0, 1, 33])
-    cache, model = both(p, cuflash.KVCache, 4, 100, 2, 40, value_dim=9, dtype="float32")
-    fill(p, cache, model, lengths)
-    few, more = p.normal(4, 4, 1, 40), p.normal(4, 4, 3, 40)
-    for _ in range(2):
-        p.decode(few, cache, model)
-    p.decode(few, cache, model, splits=3, sinks=p.normal(4))
-    p.decode(more, cache, model, window=(33, None), splits=3, sinks=p.normal(4))
-    p.decode(more, cache, model, causal=False)
-
-
-def decode_wide(p):
-    """Values of two chunks."""
-    cache, model = both(p, cuflash.KVCache, 2, 80, 1, 8, value_dim=70, dtype="float32")
-    fill(p, cache, model, np.array([70, 3]))
-    p.decode(p.normal(2, 2, 1, 8), cache, model)
-
-
-def decode_pages(p):
-    """Sequences in pages of 5 tokens."""
-    cache, model = both(p, cuflash.PagedKVCache, 40, 5, 2, 8, dtype="float32")
-    for _ in range(3):
-        cache.add(), model.add()
-    fill(p, cache, model, np.array([37, 5, 12]))
-    p.decode(p.normal(3, 4, 1, 8), cache, model)
-
-
-def decode_codes(p):
-    """Keys and values of one byte."""
-    cache, model = both(p, cuflash.KVCache, 2, 40, 2, 8, dtype="int8")
-    fill(p, cache, model, np.array([37, 5]))
-    p.decode(p.normal(2, 4, 1, 8), cache, model)
-
-
-def decode_tensor_cores(p):
-    """As `decode`, of float16: several tiles for some warps, none for others. What no sequence has is NaN."""
-    lengths = np.array([150, 0, 1, 33])
-    cache, model = both(p, cuflash.KVCache, 4, 160, 2, 40, value_dim=24, dtype="float16")
-    fill(p, cache, model, lengths)
-    for array in (cache.k, cache.v):
-        for row, length in zip(host(array), lengths, strict=True):
-            row[length:] = np.nan
-    few, more = (p.normal(4, 4, lq, 40).astype(np.float16) for lq in (1, 3))
-    p.decode(few, cache, model, splits=1)
-    p.decode(few, cache, model, sinks=p.normal(4))
-    p.decode(more, cache, model, window=(33, None), splits=2)
-
-
-def decode_tensor_pages(p):
-    """float16 in pages of 5 tokens, with what a score passes through."""
-    cache, model = both(p, cuflash.PagedKVCache, 40, 5, 2, 8, dtype="float16")
-    for _ in range(3):
-        cache.add(), model.add()
-    fill(p, cache, model, np.array([37, 5, 12]))
-    p.decode(p.normal(3, 4, 1, 8).astype(np.float16), cache, model, splits=1)
-    p.decode(p.normal(3, 4, 1, 8).astype(np.float16), cache, model, softcap=2.0, bias=p.normal(1, 4, 1, 37))
-
-
-def both(p, kind, *sizes, **options):
-    """A cache on the device and one on the host."""
-    like = p.backend.asarray(np.zeros(1, np.float32))
-    return kind(*sizes, like=like, **options), kind(*sizes, **options)
-
-
-def fill(p, cache, model, lengths):
-    """The same new tokens for both."""
-    b, hk, d = len(lengths), *model.k.shape[-2:]
-    dtype = np.float16 if model.k.dtype == np.float16 else np.float32
-    k, v = (p.normal(b, hk, lengths.max(), columns).astype(dtype) for columns in (d, model.value_dim))
-    if model.k_scale is not None:
-        k[0, :, 0], v[0, :, 1] = 0, 1e-37
-    cache.append(p.backend.asarray(k), p.backend.asarray(v), lengths=p.backend.asarray(lengths))
-    model.append(k, v, lengths=lengths)
-
-
-def append(p):
-    """Twice, ragged, by several blocks; then more than there is room for, since the lengths were written by hand."""
-    cache, model = both(p, cuflash.KVCache, 3, 40, 2, 5, dtype="float32")
-    for array in (cache.k, cache.v):
-        array.fill(0)
-    for array in (model.k, model.v):
-        array[...] = 0
-    fill(p, cache, model, np.array([20, 3, 11]))
-    fill(p, cache, model, np.array([1, 17, 0]))
-    p.same(cache, model, ("k", "v", "lengths"))
-    host(cache.lengths)[...] = 39, 20, 11
-    new = p.backend.asarray(p.normal(3, 2, 3, 5))
-    cache.append(new, new)
-    model.lengths = np.array([40, 23, 14])
-    p.same(cache, model, ("lengths",))
-
-
-def append_codes(p):
-    """Codes and scales are those of the host, bit by bit."""
-    cache, model = both(p, cuflash.KVCache, 2, 40, 2, 5, dtype="int8")
-    for array in (cache.k, cache.v, cache.k_scale, cache.v_scale):
-        array.fill(0)
-    for array in (model.k, model.v, model.k_scale, model.v_scale):
-        array[...] = 0
-    fill(p, cache, model, np.array([20, 3]))
-    p.same(cache, model, ("k", "v", "k_scale", "v_scale", "lengths"))
-
-
-def fork(p):
-    """Two sequences share a page of 45 * 4 bytes until one of them goes on."""
-    cache, model = both(p, cuflash.PagedKVCache, 9, 5, 1, 9, dtype="float32")
-    for one in (cache, model):
-        one.add()
-    fill(p, cache, model, np.array([13]))
-    for one in (cache, model):
-        one.fork(one.seqs[0])
-    fill(p, cache, model, np.array([3, 0]))
-    p.decode(p.normal(2, 1, 1, 9), cache, model)
-
-
 def rotary(p):
     """Both kinds of pairs."""
     x, positions = p.normal(1, 3, 5, 12), np.arange(5) * 7
@@ -374,7 +288,8 @@ def outcome(name, folder):
         try:
             probe = Probe(root, folder, patch)
             with probe.backend.tiles("small"):
-                globals()[name if mutant is None else mutant.probe](probe)
+                chosen = name if mutant is None else mutant.probe
+                (CACHE_PROBES.get(chosen) or globals()[chosen])(probe)
         except Finding as error:
             return re.findall(r"^\[([a-z-]+)\] ", str(error), re.MULTILINE), str(error)
         except (Wrong, Stale) as error:

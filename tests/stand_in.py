@@ -204,7 +204,7 @@ class Tokens:
     """The arrays of a `Cache`, read and written token by token."""
 
     def __init__(self, params, config):
-        self.codes = config["codes"].removeprefix("Codes::")
+        self.codes = config.get("codes", "Codes::none").removeprefix("Codes::")
         stored = STORED.get(self.codes, element(config))
         cache, self.table = params["cache"], None
         self.rows, self.tokens, self.entries = (int(cache[name]) for name in ("rows", "tokens", "entries"))
@@ -372,6 +372,6 @@ def run_scatter(config, grid, params):
 
 
 KERNELS = {
-    "kv_append": run_append, "decode_mma": run_decode, "decode_simt": run_decode,
+    "kv_append": run_append, "decode_mma": run_decode, "decode_fma": run_decode, "decode_simt": run_decode,
     "copy_pages": run_copy_pages, "scatter": run_scatter,
 }  # fmt: skip

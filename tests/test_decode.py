@@ -30,6 +30,8 @@ CASES = {
     },
 }  # fmt: skip
 
+KERNELS = {"float16": "decode_mma", "bfloat16": "decode_mma", "float32": "decode_fma", "float64": "decode_simt"}
+
 
 def options_for(case, b, hq, lq, n, dtype):
     """The options of a case, their arrays in the dtype of q."""
@@ -54,6 +56,7 @@ def test_each_option(case, lq, dtype, tiles, check, backend, make_cache, qkv):
             one, one_lse = check.decode(q[:, :, 0], cache, **options)
             np.testing.assert_array_equal(one, out[:, :, 0])
             np.testing.assert_array_equal(one_lse, lse[..., 0])
+    assert backend.name != "emulator" or backend.runtime.launches[-1] == KERNELS[dtype.name]
     assert not out[1].any()
     blind = np.arange(lq) < lq - 1
     assert not out[2][:, blind].any()  # of length 1: all but the last query stand before the first key

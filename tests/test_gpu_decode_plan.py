@@ -76,7 +76,8 @@ def test_splits_are_parts():
 @pytest.mark.parametrize(
     ("dtype", "hq", "lq", "q_tile", "part_rows"),
     [
-        ("float32", 2, 1, 8, 4), ("float32", 16, 1, 8, 8), ("float32", 18, 1, 32, 16), ("float32", 66, 1, 32, 32),
+        ("float32", 2, 1, 4, 4), ("float32", 10, 1, 8, 8), ("float32", 18, 1, 8, 16),
+        ("float64", 2, 1, 8, 4), ("float64", 16, 1, 8, 8), ("float64", 18, 1, 32, 16), ("float64", 66, 1, 32, 32),
         ("float16", 2, 1, 16, 4), ("float16", 10, 1, 16, 8), ("float16", 32, 1, 16, 16), ("bfloat16", 34, 1, 32, 32),
         ("float16", 2, 99, 32, 32),
     ],
@@ -114,12 +115,17 @@ def test_one_part_needs_no_workspace():
         ({}, Gpu("sm_75", 40, 64 << 10), "decode_simt"),
         ({"d": 256}, Gpu("sm_89", 128, 99 << 10), "decode_mma"),
         ({"d": 257}, GPU, "decode_simt"),
-        ({"dtype": "float32"}, GPU, "decode_simt"),
+        ({"dtype": "float32"}, GPU, "decode_fma"),
+        ({"dtype": "float32", "page_size": 16, "d": 256, "dv": 1}, Gpu("sm_86", 84, 99 << 10), "decode_fma"),
+        ({"dtype": "float32"}, Gpu("sm_75", 40, 64 << 10), "decode_simt"),
+        ({"dtype": "float32", "dv": 257}, GPU, "decode_simt"),
+        ({"dtype": "float32", "stored": "int8"}, GPU, "decode_simt"),
+        ({"dtype": "float64"}, GPU, "decode_simt"),
         ({"stored": "int8"}, GPU, "decode_simt"),
         ({"dv": 0}, GPU, "decode_simt"),
     ],
 )
-def test_tensor_cores_are_used_where_there_are_tiles_for_them(changes, gpu, kernel):
+def test_the_kernel_follows_from_the_dtype_the_dims_and_the_kind_of_device(changes, gpu, kernel):
     plan = plan_decode(problem(**changes), gpu)
     assert plan.step.spec.kernel == kernel
     assert plan.why.startswith(f"{kernel}: ")
@@ -156,21 +162,30 @@ def test_launches_around_a_cache():
 
 
 def test_a_plan_is_a_variant_of_the_register():
-    known = set(_kernels.variants(["float16", "float64"]))
-    for dtype, dv, hq, stored in itertools.product(("float16", "float64"), (1, 64, 200, 512), (2, 40), (None, "int8")):
-        if stored is None or dtype == "float16":
+    dtypes = ("float16", "float32", "float64")
+    known = set(_kernels.variants(dtypes))
+    for dtype, dv, hq, stored in itertools.product(dtypes, (1, 64, 200, 512), (2, 40), (None, "int8")):
+        if stored is None or dtype != "float64":
             assert plan_decode(problem(hq=hq, dv=dv, dtype=dtype, stored=stored), GPU).step.spec in known
     for step in (append_step("float16", "none", 1, 1), copy_pages_step(1, 1), scatter_step()):
         assert step.spec in known
 
 
-def test_shared_memory_on_tensor_cores_is_what_the_kernel_has():
+@pytest.mark.parametrize(
+    ("kernel", "dtype", "find", "table"),
+    [
+        ("decode_mma", "float16", _configs.decode_mma, _tuning.DECODE_MMA),
+        ("decode_fma", "float32", _configs.decode_fma, _tuning.DECODE_FMA),
+    ],
+    ids=["decode_mma", "decode_fma"],
+)
+def test_shared_memory_of_streaming_kernels_is_what_they_have(kernel, dtype, find, table):
     need_nvrtc()
     source = None
-    for columns, rows in ((columns, one[0]) for columns, tiles in _tuning.DECODE_MMA.items() for one in tiles):
-        variant = _configs.decode_mma("float16", columns, columns, rows)
+    for columns, rows in ((columns, one[0]) for columns, tiles in table.items() for one in tiles):
+        variant = find(dtype, columns, columns, rows)
         assert variant.tiles.q_tile == rows
-        spec = _kernels.KernelSpec("decode_mma", variant.config)
+        spec = _kernels.KernelSpec(kernel, variant.config)
         source = source or nvrtc.read_source(spec, "compute_80")
         line = f'\nstatic_assert({_kernels.instance(spec)}::SMEM_BYTES == {variant.tiles.smem_bytes}, "{columns}");'
         source = source._replace(text=source.text + line)

@@ -47,16 +47,17 @@ def test_fwd_mma_has_the_same_bits_in_every_order(options, dtype, backend, order
 
 
 @pytest.mark.parametrize("backend", ["emulator"], indirect=True)
+@pytest.mark.parametrize(("dtype", "kernel"), [("float16", "decode_mma"), ("float32", "decode_fma")])
 @pytest.mark.parametrize("splits", [1, None])
-def test_decode_mma_has_the_same_bits_in_every_order(splits, backend, orders, make_cache, normal):
-    k, v = normal(2, 1, 90, 40, dtype="float16"), normal(2, 1, 90, 24, dtype="float16", seed=1)
+def test_decoding_has_the_same_bits_in_every_order(splits, dtype, kernel, backend, orders, make_cache, normal):
+    k, v = normal(2, 1, 90, 40, dtype=dtype), normal(2, 1, 90, 24, dtype=dtype, seed=1)
     with backend.tiles("small"):
         cache = make_cache(k, v, [90, 35])
-        q = backend.asarray(normal(2, 4, 1, 40, dtype="float16", seed=2))
+        q = backend.asarray(normal(2, 4, 1, 40, dtype=dtype, seed=2))
         results = []
         for _ in orders():
             out, lse = cuflash.decode(q, cache, splits=splits, return_lse=True)
             results.append((backend.to_numpy(out).tobytes(), backend.to_numpy(lse).tobytes()))
-        assert backend.runtime.launches[-1] == "decode_mma"
+        assert backend.runtime.launches[-1] == kernel
     assert len(results) == SEEDS
     assert set(results) == {results[0]}

@@ -6,8 +6,9 @@
 
 namespace cf {
 
-// State of the R rows of a thread. `sum` is over the thread's own columns until `finish`.
-template <typename A, int R> struct OnlineSoftmax {
+// State of the R rows of a thread. `sum` is over the thread's own columns until `finish`. `Units` say which lanes share
+// rows: those whose numbers differ in the bits from FIRST_SHARER on, below END_SHARER.
+template <typename A, int R, typename Units = Simt<A>> struct OnlineSoftmax {
     A max[R], sum[R];
     A lost[R];  // by roundings of `sum`: many small weights beside a 1 would vanish one by one
 
@@ -33,7 +34,7 @@ template <typename A, int R> struct OnlineSoftmax {
             A tile_max = s[r][0];
 #pragma unroll
             for (int c = 1; c < C; ++c) tile_max = largest(tile_max, s[r][c]);
-            const A row_max = largest(max[r], Simt<A>::row_max(tile_max));
+            const A row_max = largest(max[r], Units::row_max(tile_max));
             const A base = finite(row_max);
             shrink[r] = exp_of(max[r] - base);
             max[r] = row_max;
@@ -51,7 +52,7 @@ template <typename A, int R> struct OnlineSoftmax {
 #pragma unroll
         for (int r = 0; r < R; ++r) {
 #pragma unroll
-            for (int lane = 1; lane < Simt<A>::COL_THREADS; lane *= 2) {
+            for (int lane = Units::FIRST_SHARER; lane < Units::END_SHARER; lane *= 2) {
                 const A other = __shfl_xor_sync(0xffffffffu, sum[r], lane);
                 lost[r] += __shfl_xor_sync(0xffffffffu, lost[r], lane);
                 add(r, other);

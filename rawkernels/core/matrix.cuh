@@ -4,6 +4,9 @@
 
 namespace cf {
 
+// 16 bytes of numbers.
+struct alignas(16) Vector { uint32_t words[4]; };
+
 // What lies beyond `rows` and `cols` counts as 0 and is not read. Strides in elements.
 template <typename T> struct Matrix {
     const T* data;

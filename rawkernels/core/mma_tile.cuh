@@ -16,8 +16,6 @@
 
 namespace cf {
 
-constexpr unsigned ALL_LANES = 0xffffffffu;
-
 // A tile of 16-bit numbers. A chunk of 8 numbers (16 bytes) lies at a place in its row that depends on the row, so that
 // eight rows of one chunk, as ldmatrix reads them, and eight chunks of one row, as copies write them, touch all banks.
 template <int ROW_COUNT, int COL_COUNT> struct MmaTile {
@@ -34,9 +32,6 @@ template <int ROW_COUNT, int COL_COUNT> struct MmaTile {
         return uint32_t(__cvta_generic_to_shared(data + at(row, chunk)));
     }
 };
-
-// A chunk of a tile.
-struct alignas(16) Vector { uint32_t words[4]; };
 
 // `WARPS` warps, each of which has results of 16 M rows.
 template <Dtype DTYPE, int WARPS> struct Mma {
@@ -89,10 +84,6 @@ template <Dtype DTYPE, int WARPS> struct Mma {
     // Waits for all that this thread has begun to copy.
     static __device__ __forceinline__ void wait() {
         if constexpr (ARCH >= 80) ptx::cp_async_wait_all();
-    }
-    // What this thread has begun since the last `commit` becomes a group.
-    static __device__ __forceinline__ void commit() {
-        if constexpr (ARCH >= 80) ptx::cp_async_commit();
     }
     // Waits for all groups of this thread but the newest N.
     template <int N> static __device__ __forceinline__ void wait_but() {

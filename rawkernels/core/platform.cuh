@@ -15,6 +15,7 @@ using uint64_t = unsigned long long;
 static_assert(sizeof(int32_t) == 4 && sizeof(int64_t) == 8 && sizeof(void*) == 8, "the widths that params.cuh packs");
 
 constexpr int WARP = 32;
+constexpr unsigned ALL_LANES = 0xffffffffu;
 constexpr int ARCH = __CUDA_ARCH__ / 10;    // 80 is compute capability 8.0
 constexpr int64_t INT64_LEAST = -0x7fffffffffffffffLL - 1;
 

@@ -38,6 +38,7 @@ template <typename A> struct Simt {
     static constexpr int THREADS = 128, COL_THREADS = 16, ROW_THREADS = THREADS / COL_THREADS;
     static constexpr int VEC = SIMT_VEC<A>;
     static constexpr int COLS = COL_THREADS * VEC;  // columns of one mma_ab
+    static constexpr int FIRST_SHARER = 1, END_SHARER = COL_THREADS;    // bits by which threads with one row differ
 
     static __device__ __forceinline__ int x() { return threadIdx.x % COL_THREADS; }
     static __device__ __forceinline__ int y() { return threadIdx.x / COL_THREADS; }

@@ -31,13 +31,14 @@ WRITTEN = {
     "bwd_prepare": {"delta"}, "bwd_q_simt": {"dq.data"},
     "bwd_kv_simt": {"dk.data", "dv.data"}, "bwd_bias_simt": {"dbias.data"}, "bwd_sinks": {"dsinks.data"},
     "sum_axes": {"out"}, "merge": {"out", "lse"}, "rotary": {"out"},
-    "decode_mma": {"out", "lse"}, "decode_simt": {"out", "lse"},
+    "decode_mma": {"out", "lse"}, "decode_fma": {"out", "lse"}, "decode_simt": {"out", "lse"},
     "kv_append": {"cache.k", "cache.v", "cache.k_scale", "cache.v_scale"},
     "copy_pages": {"arrays"}, "scatter": {"at"},
 }  # fmt: skip
 # What blocks tell each other in one launch. Several run together then, and the order of all accesses is checked.
 BETWEEN_BLOCKS = {
     "decode_mma": {"part_outs", "part_lses", "tickets"},
+    "decode_fma": {"part_outs", "part_lses", "tickets"},
     "decode_simt": {"part_outs", "part_lses", "tickets"},
     "kv_append": {"lengths", "dropped", "tickets"},
 }

@@ -1,0 +1,80 @@
+// decode_warps.cuh -- what decoding kernels share whose warps walk keys of their own: how tokens come into a warp's
+// buffer, and where its block's results go.
+#pragma once
+#include "decode_work.cuh"
+
+namespace cf {
+
+// By one warp: row i of the tile becomes the vector that starts at element `at` of lane i; zeros where that is ABSENT.
+// Begins to copy, or, where rows are not whole vectors of 16 bytes, copies number by number.
+template <typename Tile, typename T>
+__device__ __forceinline__ void copy_rows(
+    Tile& tile, const T* data, const TokenStrides& strides, int64_t at, int cols
+) {
+    constexpr int VEC = 16 / sizeof(T), GROUP = Tile::CHUNKS % 8 == 0 ? 8 : 4, STEP = WARP / GROUP;
+    const int lane = threadIdx.x % WARP, row = lane / GROUP, chunk = lane % GROUP;
+    const bool in_vectors = strides.col == 1 && (strides.row | strides.token | strides.head | cols) % VEC == 0 &&
+                            reinterpret_cast<uint64_t>(data) % 16 == 0;
+    if (in_vectors) {
+#pragma unroll
+        for (int i = 0; i < Tile::ROWS; i += STEP) {
+            const int64_t from = __shfl_sync(ALL_LANES, at, row + i);
+            const T* vector = data + VEC * chunk + from;
+#pragma unroll
+            for (int group = 0; group < Tile::CHUNKS; group += GROUP) {
+                const bool known = from != ABSENT && VEC * (group + chunk) < cols;
+                ptx::cp_async_16(tile.address(row + i, group + chunk), vector + VEC * group, known ? 16 : 0);
+            }
+        }
+        return;
+    }
+#pragma unroll 1
+    for (int i = 0; i < Tile::ROWS; i += STEP) {
+        const int64_t from = __shfl_sync(ALL_LANES, at, row + i);
+#pragma unroll 1
+        for (int col = VEC * chunk; col < Tile::COLS; col += VEC * GROUP) {
+            T* to = reinterpret_cast<T*>(tile.data + Tile::at(row + i, col / VEC));
+#pragma unroll 1
+            for (int number = 0; number < VEC; ++number)
+                to[number] = from != ABSENT && col + number < cols ? data[from + (col + number) * strides.col] : T{};
+        }
+    }
+}
+
+// By one warp: begins to copy the keys and values of the tokens from `begin` on, those of the part, as one group of
+// copies; zeros for the others.
+template <typename Stage, typename T, typename Stored>
+__device__ __forceinline__ void load_tokens(
+    Stage& stage, const DecodeParams<T, Stored>& params, const DecodeWork& work, int begin
+) {
+    const auto& cache = params.cache;
+    const int lane = threadIdx.x % WARP, mine = begin + lane;   // a lane finds one token, for all
+    Place place{0, 0, false};
+    if (lane < stage.k.ROWS && mine < work.keys.end) place = place_of(cache, work.sequence, mine);
+    const int64_t k_at = place.exists ? place.offset(cache.k_strides, work.kv_head) : ABSENT;
+    const int64_t v_at = place.exists ? place.offset(cache.v_strides, work.kv_head) : ABSENT;
+    copy_rows(stage.k, cache.k, cache.k_strides, k_at, params.d);
+    copy_rows(stage.v, cache.v, cache.v_strides, v_at, params.dv);
+    ptx::cp_async_commit();
+}
+
+// By one warp: a row's results to where they belong, or those of a part to the workspace. merge(dv, put) calls
+// put(col, number) for each column of the output, and returns the lse.
+template <typename T, typename Stored, typename Merge>
+__device__ __forceinline__ void store_row(
+    const DecodeParams<T, Stored>& params, const DecodeWork& work, int row, Merge merge
+) {
+    const bool whole = work.whole;
+    const int64_t slot = work.slot(params, row);
+    T* out = params.out == nullptr ? nullptr : params.out + work.row_of(params.out_strides, row);
+    float* part_out = whole ? nullptr : params.part_outs + slot * params.dv;
+    const float lse = merge(whole && out == nullptr ? 0 : params.dv, [&](int col, float number) {
+        if (whole) out[col * params.out_strides.col] = narrow<T>(number);
+        else part_out[col] = number;
+    });
+    if (threadIdx.x % WARP != 0) return;
+    if (!whole) params.part_lses[slot] = lse;
+    else if (params.lse != nullptr) params.lse[work.row_of(params.lse_strides, row)] = lse;
+}
+
+}  // namespace cf
