@@ -61,6 +61,14 @@ def decode_stream_pages(p, d, dtype):
     p.decode(few[1], cache, model, softcap=2.0, bias=p.normal(1, 4, 1, 37))
 
 
+def turns(p):
+    """A cache of more sequences than lanes, most of them short, on a GPU that runs 8 blocks."""
+    cache, model = both(p, cuflash.KVCache, 34, 60, 1, 8)
+    fill(p, cache, model, np.where(np.arange(34) % 8 > 5, 50, np.arange(34) % 3))
+    p.decode(p.normal(34, 2, 1, 8), cache, model, splits=2)
+    p.decode(p.normal(34, 2, 1, 8), cache, model)
+
+
 def append(p):
     """Twice, ragged, by several blocks; then more than there is room for, since the lengths were written by hand."""
     cache, model = both(p, cuflash.KVCache, 3, 40, 2, 5, dtype="float32")
@@ -110,6 +118,7 @@ CACHE_PROBES = {
     "decode_tensor_pages": lambda p: decode_stream_pages(p, 8, "float16"),
     "decode_float32": lambda p: decode_streams(p, "float32"),
     "decode_float32_pages": lambda p: decode_stream_pages(p, 9, "float32"),  # rows that are not whole vectors
+    "turns": turns,
     "append": append,
     "append_codes": append_codes,
     "fork": fork,

@@ -152,14 +152,6 @@ def cut_few_queries(p):
     p.attention(q, k, v, q_offset=-5)
 
 
-def turns(p):
-    """A cache of more sequences than lanes, most of them short, on a GPU that runs 8 blocks."""
-    cache, model = both(p, cuflash.KVCache, 34, 60, 1, 8)
-    fill(p, cache, model, np.where(np.arange(34) % 8 > 5, 50, np.arange(34) % 3))
-    p.decode(p.normal(34, 2, 1, 8), cache, model, splits=2)
-    p.decode(p.normal(34, 2, 1, 8), cache, model)
-
-
 def masked(p):
     """Windows that begin and end inside tiles, at their edges, and leave whole ones out."""
     q, k, v = p.qkv(1, 1, 1, 32, 48)
