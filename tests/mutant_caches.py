@@ -62,11 +62,12 @@ def decode_stream_pages(p, d, dtype):
 
 
 def turns(p):
-    """A cache of more sequences than lanes, most of them short, on a GPU that runs 8 blocks."""
-    cache, model = both(p, cuflash.KVCache, 34, 60, 1, 8)
+    """A cache of more sequences than a warp has lanes, most of them short, on a GPU that runs 8 blocks."""
+    cache, model = both(p, cuflash.KVCache, 34, 60, 1, 8, dtype="float32")
     fill(p, cache, model, np.where(np.arange(34) % 8 > 5, 50, np.arange(34) % 3))
-    p.decode(p.normal(34, 2, 1, 8), cache, model, splits=2)
-    p.decode(p.normal(34, 2, 1, 8), cache, model)
+    q = p.normal(34, 2, 1, 8)
+    p.decode(q, cache, model, splits=2)
+    p.decode(q, cache, model)
 
 
 def append(p):

@@ -274,8 +274,8 @@ MUTANTS = [
     Mutant("cut-few-before", "attention/decode_work.cuh", "cached ? int(largest<int64_t>(0, -q_offset)) : 0",
            "int(largest<int64_t>(0, -q_offset))", "cut_few_queries", "wrong"),
     Mutant("turns-item", "attention/decode_work.cuh", "__popc(__ballot_sync(0xffffffffu, end <= item))",
-           "__popc(__ballot_sync(0xffffffffu, end < item))", "turns", "wrong"),
-    Mutant("turns-before", "attention/decode_work.cuh", "passed == WARP ? end : end - own", "end", "turns", "wrong"),
+           "__popc(__ballot_sync(0xffffffffu, end < item))", "turns", "out-of-bounds"),
+    Mutant("turns-before", "attention/decode_work.cuh", "passed == WARP ? end : end - own", "end", "turns", "race"),
     Mutant("turns-shared", "attention/decode_work.cuh", "__syncthreads();    // all have done with what they share",
            BARRIER, "turns", "race"),
     # Caches and positions.
