@@ -103,8 +103,8 @@ DECODE_MMA: DecodeTable = {
 # that 9.0 has shared memory for (8 queries of 64 columns with a fourth: 4 bytes).
 DECODE_FMA: DecodeTable = {
     64: ((4, 3, 4, 4, 49680), (8, 3, 4, 3, 50192)),
-    128: ((4, 2, 4, 3, 66064), (8, 2, 4, 3, 66576)),
-    256: ((4, 2, 3, 2, 98704), (8, 2, 3, 2, 99088)),
+    128: ((4, 2, 4, 3, 66064), (8, 2, 4, 2, 66576)),
+    256: ((4, 2, 3, 2, 98704), (8, 2, 3, 1, 99088)),
 }
 
 # Attention with at most so many queries for a key/value head is worked on as decoding is: tiles of all of them, which
