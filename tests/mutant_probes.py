@@ -170,7 +170,7 @@ def empty_rows(p):
 def far(p, dtype=np.float32):
     """Heads, and rows, so far from the first to the last that int32 does not count the elements."""
     step = 1_200_000_000
-    q, k, v = (x.astype(dtype) for x in p.qkv(1, 1, 1, 3, 3))
+    q, k, v = (x.astype(dtype) for x in p.qkv(1, 1, 1, 6, 3))
     wide = memory.empty(2 * step + k.size, dtype, "keys", memory.SPARSE)
     rows = np.ndarray(k.shape, k.dtype, wide, strides=(0, 0, k.itemsize * step, k.itemsize))
     rows[...] = k
