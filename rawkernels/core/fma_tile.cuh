@@ -9,7 +9,7 @@
 //                               2 t + 1 of 64 columns). p, in shared memory, is read by all lanes at once.
 //
 // Eight lanes that are served together read 128 bytes of one row of b in both, or all the same number: tiles need no
-// padding and no swizzle to be free of bank conflicts. With a in shared memory, each 4 ROWS products would take ROWS more
+// padding and no swizzle to be free of bank conflicts. With a in shared memory, 4 ROWS products would take ROWS more
 // loads beside that of b.
 #pragma once
 #include "platform.cuh"
