@@ -8,8 +8,8 @@
 //     mma_ab    o += p @ b      lane t has columns 4 t ... 4 t + 3 of all rows of o, and 128 further on (or 2 t and
 //                               2 t + 1 of 64 columns). p, in shared memory, is read by all lanes at once.
 //
-// Eight lanes that are served together read 128 bytes of one row of b in both, or all the same number: tiles need neither
-// padding nor a swizzle to be free of bank conflicts. With a in shared memory, each 4 ROWS products would take ROWS more
+// Eight lanes that are served together read 128 bytes of one row of b in both, or all the same number: tiles need no
+// padding and no swizzle to be free of bank conflicts. With a in shared memory, 4 ROWS products would take ROWS more
 // loads beside that of b.
 #pragma once
 #include "platform.cuh"
