@@ -49,7 +49,7 @@ class DecodeTiles(NamedTuple):
 
     @property
     def kv_tile(self) -> int:
-        """Keys that the warps walk at a time, 16 each."""
+        """Keys that the warps of decode_mma walk at a time, 16 each."""
         return 16 * self.warps
 
 

@@ -164,8 +164,7 @@ DECODE = Struct(
     q=POINTER, q_strides=STRIDES, cache=CACHE, seqs=POINTER, lengths=POINTER, q_offset="i8", bias=REALS,
     slopes=REALS, sinks=REALS, left="i8", right="i8", scale="f8", softcap="f8", out=POINTER, out_strides=STRIDES,
     lse=POINTER, lse_strides=STRIDES, part_outs=POINTER, part_lses=POINTER, tickets=POINTER, b="i4", hq="i4", hk="i4",
-    lq="i4", d="i4", dv="i4", part_keys="i4", splits="i4", parts="i4", listed="i4",
-    limit="i4",
+    lq="i4", d="i4", dv="i4", part_keys="i4", splits="i4", parts="i4", listed="i4", limit="i4",
 )  # fmt: skip
 APPEND = Struct(
     "AppendParams<T, Stored>",

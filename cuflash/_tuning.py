@@ -94,7 +94,7 @@ DECODE_SCALE_BYTES = 8  # of shared memory more for each key of a tile, where ke
 # memory. None was timed on a GPU yet; none spills.
 DecodeTable = dict[int, tuple[tuple[int, int, int, int, int], ...]]
 DECODE_MMA: DecodeTable = {
-    64: ((16, 3, 4, 4, 55424), (32, 3, 4, 3, 57472)),
+    64: ((16, 3, 4, 4, 55424), (32, 3, 4, 2, 57472)),
     128: ((16, 2, 4, 3, 73856), (32, 2, 4, 2, 78464)),
     256: ((16, 2, 2, 1, 75904),),
 }

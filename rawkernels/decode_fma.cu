@@ -44,7 +44,6 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
     static constexpr int WARPS = CONFIG.warps, THREADS = WARPS * WARP, BLOCKS_PER_SM = CONFIG.blocks;
     static constexpr int Q_TILE = CONFIG.q_tile, KEYS = Units::TILE, STAGES = CONFIG.stages;
     static constexpr int OWN = Units::OWN, COLS = Units::LANE_COLS;
-    static_assert(STAGES > 1, "one tile arrives while another is used");
 
     struct Stage {
         FmaTile<KEYS, CONFIG.head_dim> k;
@@ -64,10 +63,7 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
     static constexpr int SMEM_BYTES = sizeof(Smem);
 
     static __device__ void run(const Params& params) {
-        using Items = DecodeItems<Q_TILE, Params>;
-        Items::of().for_each(params, [&](const DecodeWork& work) {
-            if (work.keys.exists) attend(params, work);
-        });
+        DecodeItems<Q_TILE, Params>::of().for_each(params, [&](const DecodeWork& work) { attend(params, work); });
     }
 
     static __device__ __forceinline__ void attend(const Params& params, const DecodeWork& work) {
@@ -76,24 +72,13 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
         const int first_key = work.first_key(row), end_key = work.end_key(row);
         const bool plain = params.softcap == 0 && params.bias.data == nullptr && params.slopes.data == nullptr;
 
-        typename Units::Left q = {};
+        typename Units::Left q;
+        load_queries(q, params, work);
         float o[Q_TILE][COLS] = {};
         Softmax softmax;
         start(softmax, params, work);
-        Stage (&ring)[STAGES] = smem.ring[Units::warp()];
         float (&p)[OWN][WARP] = smem.p[Units::warp()];
-        constexpr int STEP = KEYS * WARPS, AHEAD = (STAGES - 1) * STEP;
-        const int first = work.keys.begin + KEYS * Units::warp();
-        int to = 0;     // the stage that is filled; the one behind it has been filled for longest
-#pragma unroll 1
-        for (int kv0 = first - AHEAD; kv0 < work.keys.end; kv0 += STEP) {
-            load_tokens(ring[to], params, work, kv0 + AHEAD);
-            to = to == STAGES - 1 ? 0 : to + 1;
-            if (kv0 < first) continue;
-            if (kv0 == first) load_queries(q, params, work);    // while the first keys are on their way
-            ptx::cp_async_wait<STAGES - 1>();
-            __syncwarp();       // the tile is there
-            const Stage& stage = ring[to];
+        stream_keys<WARPS>(smem.ring[Units::warp()], params, work, [&](const Stage& stage, int kv0) {
             float s[1][OWN];
             Units::mma_abt(s[0], q, stage.k);
             if (plain) scale(s[0], float(params.scale));
@@ -109,10 +94,7 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
             if (__any_sync(ALL_LANES, shrink[0] != 1)) scale_rows(o, shrink[0]);
             __syncwarp();       // the weights are there
             Units::mma_ab(o, p, stage.v);
-            __syncwarp();       // all lanes have read the tile and the weights: others may take their place
-        }
-        ptx::cp_async_wait_all();
-        __syncthreads();        // all warps have done with the ring
+        });
         merge_warps(smem, params, work, o, softmax);
         if (work.merges(params, smem.before)) merge_parts<WARPS>(params, work);
     }

@@ -43,7 +43,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
     static constexpr int Q_TILE = CONFIG.q_tile, KEYS = 16, STAGES = CONFIG.stages;
     static constexpr int HEAD_DIM = CONFIG.head_dim, VALUE_DIM = CONFIG.value_dim;
     static constexpr int M = Q_TILE / 16, N = KEYS / 8, COLS = VALUE_DIM / 8, ROOM = 4 * N;
-    static_assert(Q_TILE % 16 == 0 && STAGES > 1, "whole fragments; one tile arrives while another is used");
+    static_assert(Q_TILE % 16 == 0, "whole fragments");
 
     struct Stage {
         MmaTile<KEYS, HEAD_DIM> k;
@@ -67,10 +67,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
     struct Seen { int first, end; };
 
     static __device__ void run(const Params& params) {
-        using Items = DecodeItems<Q_TILE, Params>;
-        Items::of().for_each(params, [&](const DecodeWork& work) {
-            if (work.keys.exists) attend(params, work);
-        });
+        DecodeItems<Q_TILE, Params>::of().for_each(params, [&](const DecodeWork& work) { attend(params, work); });
     }
 
     static __device__ __forceinline__ void attend(const Params& params, const DecodeWork& work) {
@@ -93,18 +90,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
         FragmentSoftmax<Units, M> softmax;
         softmax.start();
         __syncthreads();        // the queries are there
-        Stage (&ring)[STAGES] = smem.ring[Units::warp()];
-        constexpr int STEP = KEYS * WARPS, AHEAD = (STAGES - 1) * STEP;
-        const int first = work.keys.begin + KEYS * Units::warp();
-        int to = 0;     // the stage that is filled; the one behind it has been filled for longest
-#pragma unroll 1
-        for (int kv0 = first - AHEAD; kv0 < work.keys.end; kv0 += STEP) {
-            load_tokens(ring[to], params, work, kv0 + AHEAD);
-            to = to == STAGES - 1 ? 0 : to + 1;
-            if (kv0 < first) continue;
-            Units::template wait_but<STAGES - 1>();
-            __syncwarp();       // the tile is there
-            const Stage& stage = ring[to];
+        stream_keys<WARPS>(smem.ring[Units::warp()], params, work, [&](const Stage& stage, int kv0) {
             float s[M][N][4] = {};
             Units::mma_abt(s, smem.q, 0, stage.k);
             if (!plain) apply_options(s, smem, params, work, kv0);
@@ -113,10 +99,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
             uint32_t p[M][N / 2][4];
             Units::to_operand(p, s);
             Units::mma_ab(o, p, stage.v);
-            __syncwarp();       // all lanes have read the tile: another may take its place
-        }
-        Units::wait();
-        __syncthreads();        // all warps have done with the ring
+        });
         merge_warps(smem, params, work, o, softmax, unit);
         if (work.merges(params, smem.before)) merge_parts<WARPS>(params, work);
     }

@@ -71,10 +71,7 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
     static constexpr int SMEM_BYTES = sizeof(Smem);
 
     static __device__ void run(const Params& params) {
-        using Items = DecodeItems<Q_TILE, Params>;
-        Items::of().for_each(params, [&](const DecodeWork& work) {
-            if (work.keys.exists) attend(params, work);
-        });
+        DecodeItems<Q_TILE, Params>::of().for_each(params, [&](const DecodeWork& work) { attend(params, work); });
     }
 
     static __device__ __forceinline__ void attend(const Params& params, const DecodeWork& work) {

@@ -180,7 +180,7 @@ template <SimtConfig CONFIG> struct FwdSimt {
             Units::for_each(o[chunk], smem.room, [&](int row, int col, A x) {
                 col += chunk * COLS;
                 if (row >= rows || col >= dv) return;
-                const int64_t at = to + row * params.out_strides.row + col * params.out_strides.col;
+                const int64_t at = to + row * os.row + col * os.col;
                 if (params.part_outs == nullptr) params.out[at] = narrow<T>(x);
                 else params.part_outs[at] = x;
             });

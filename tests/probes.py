@@ -1,14 +1,10 @@
 """The probes of rawkernels/probes: what each is given, and what must come out, stated in NumPy without a look at how.
 
-`make` gives them by name; `run` takes any runtime of the protocol, so the emulator and a GPU run the very same. What a
-GPU gave is kept in `GOLDEN`, once one has run them; the emulator is compared with that too.
+`make` gives them by name; `run` takes any runtime of the protocol, so the emulator and a GPU run the very same.
 """
 
 import hashlib
-import json
-import os
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 from unittest import mock
 
@@ -17,8 +13,6 @@ from probe_numbers import NARROW, WIDEN, any_bits, common, from_float8, fused, m
 
 from cuflash import _kernels, _params
 
-GOLDEN = Path(__file__).parent / "golden" / "probes.npz"
-ABOUT = "about"  # of GOLDEN's members, the one that says in JSON which GPU each probe ran on
 THREADS = 128
 ULPS = 2  # of exp, log and tanh: the most that the CUDA C++ Programming Guide states for any of them
 STORED = {"float16": np.uint16, "bfloat16": np.uint16, "float32": np.float32, "float64": np.float64}
@@ -117,35 +111,6 @@ def _wrong(got, right, ulps):
     return ~(np.where(np.isfinite(rounded), near, got == rounded) | (np.isnan(got) & np.isnan(rounded)))
 
 
-# ---- what a GPU gave -----------------------------------------------------------------------------------------------
-
-
-def read_golden():
-    """Arrays by probe's key and field, and what is known of each key; nothing where none has been recorded."""
-    if not GOLDEN.exists():
-        return {}, {}
-    results = {}
-    with np.load(GOLDEN) as kept:
-        about = json.loads(str(kept[ABOUT]))
-        for member in kept.files:
-            if member != ABOUT:
-                key, _, field = member.partition("/")
-                results.setdefault(key, {})[field] = kept[member]
-    return results, about
-
-
-def write_golden(results, about):
-    """Keep results by key and field, with `about` by key; the file is replaced at once."""
-    members = {f"{key}/{field}": array for key, fields in results.items() for field, array in fields.items()}
-    unfinished = GOLDEN.with_suffix(".tmp.npz")
-    unfinished.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(unfinished, **members, **{ABOUT: np.array(json.dumps(about, sort_keys=True))})
-    os.replace(unfinished, GOLDEN)
-
-
-# ---- the probes ----------------------------------------------------------------------------------------------------
-
-
 def dtype_config(dtype):
     return (("dtype", f"Dtype::{dtype}"),)
 
@@ -220,6 +185,18 @@ def make_mma_products(dtype, stride):
     fields |= {name: Out(right.shape, right.dtype.type) for name, right in expected.items()}
     fields |= {"depth": depth, "columns": columns, "stride": stride}
     return Probe("mma_products", fields, expected, 1, 64 * (64 + 64 + 32 + 32) + 64 * THREADS, dtype_config(dtype))
+
+
+def make_fma_products():
+    """Four warps, each with tiles of its own."""
+    rng, (rows, keys, depth, columns) = np.random.default_rng(16), (8, 8, 64, 128)
+    shapes = {"a": (rows, depth), "b": (4, keys, depth), "v": (4, keys, columns)}
+    given = {name: rng.integers(-2, 3, shape).astype(np.float32) for name, shape in shapes.items()}
+    s = given["a"] @ given["b"].swapaxes(1, 2)
+    expected = {"s": s, "tops": s.max(axis=2), "out": s @ given["v"]}
+    fields = given | {name: Out(right.shape, np.float32) for name, right in expected.items()}
+    smem_bytes = 4 * 4 * (keys * (depth + columns) + rows * keys)
+    return Probe("fma_products", fields, expected, 1, smem_bytes, dtype_config("float32"))
 
 
 def make_codes(name):
@@ -379,6 +356,7 @@ MAKERS = {
     "ex2": make_ex2,
     **_by_dtype(make_mma_products, NARROW, stride=24),
     **_by_dtype(make_mma_products, NARROW, stride=21),
+    "fma_products": make_fma_products,
     **_by_dtype(make_codes, ("int8", "float8_e4m3fn")),
     **_by_dtype(make_shuffle),
     **_by_dtype(make_row_reduce),

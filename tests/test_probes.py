@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import backends
+import golden_probes
 import numpy as np
 import probes
 import pytest
@@ -23,7 +24,7 @@ def runtime(request):
 
 @pytest.fixture(scope="module")
 def golden():
-    return probes.read_golden()[0]
+    return golden_probes.read_golden()[0]
 
 
 def run(runtime, probe):
@@ -116,15 +117,15 @@ def test_fused_rounds_once():
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
     """Where golden data is kept during the test; there is none."""
-    monkeypatch.setattr(probes, "GOLDEN", tmp_path / "golden" / "probes.npz")
-    return probes.GOLDEN
+    monkeypatch.setattr(golden_probes, "GOLDEN", tmp_path / "golden" / "probes.npz")
+    return golden_probes.GOLDEN
 
 
 def test_golden_data_comes_back(recorded):
-    assert probes.read_golden() == ({}, {})
+    assert golden_probes.read_golden() == ({}, {})
     results = {"one-1": {"x": np.arange(3), "y": np.float32([np.nan, 1])}, "two-2": {"x": np.zeros((2, 2))}}
-    probes.write_golden(results, {"one-1": {"gpu": "a"}})
-    found, about = probes.read_golden()
+    golden_probes.write_golden(results, {"one-1": {"gpu": "a"}})
+    found, about = golden_probes.read_golden()
     assert about == {"one-1": {"gpu": "a"}}
     assert found.keys() == results.keys()
     for key, fields in results.items():
@@ -145,13 +146,13 @@ def test_a_gpu_records_what_is_right_and_is_held_to_it(runtime, recorded, tmp_pa
     names = ("functions-float32", "shuffle-float64")
     assert [checks.run_probe(settings, name) for name in names] == [{"NumPy": [], "golden": "recorded"}] * 2
     assert (tmp_path / "golden-probes.npz").read_bytes() == recorded.read_bytes()
-    results, about = probes.read_golden()
+    results, about = golden_probes.read_golden()
     keys = {name: probes.make(name).key for name in names}
     assert {key: entry["probe"] for key, entry in about.items()} == {key: name for name, key in keys.items()}
     assert [checks.run_probe(settings, name) for name in names] == [{"NumPy": [], "golden": []}] * 2
 
     results[keys["shuffle-float64"]]["named"][5] += 1
-    probes.write_golden(results, about)
+    golden_probes.write_golden(results, about)
     assert checks.run_probe(settings, names[1])["golden"][0].startswith("named: 1 of 128 differ, first (5,)")
 
     before, right = recorded.read_bytes(), probes.make("shared_map")

@@ -56,6 +56,7 @@ def probe_cases(settings: Settings) -> Cases:
 
 def run_probe(settings: Settings, name: str) -> dict[str, Any]:
     """Differences are text, none is an empty list. Results that NumPy contradicts are not recorded."""
+    import golden_probes
     import probes
 
     from cuflash._runtime import cupy_runtime
@@ -64,15 +65,15 @@ def run_probe(settings: Settings, name: str) -> dict[str, Any]:
     probe = probes.make(name)
     found = probes.run(cupy_runtime.runtime(), probe)
     wrong = probes.differences(found, probe.expected, probe.ulps)
-    results, about = probes.read_golden()
+    results, about = golden_probes.read_golden()
     known = results.get(probe.key)
     if known is not None:
         return {"NumPy": wrong, "golden": probes.differences(found, known, 2 * probe.ulps)}
     if not wrong:
         results[probe.key] = found
         about[probe.key] = {"probe": name, "gpu": machine.name(), "date": time.strftime("%Y-%m-%d")}
-        probes.write_golden(results, about)
-        shutil.copy(probes.GOLDEN, Path(settings.out) / "golden-probes.npz")
+        golden_probes.write_golden(results, about)
+        shutil.copy(golden_probes.GOLDEN, Path(settings.out) / "golden-probes.npz")
     return {"NumPy": wrong, "golden": "recorded" if not wrong else "not recorded"}
 
 

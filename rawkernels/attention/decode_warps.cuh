@@ -1,5 +1,5 @@
 // decode_warps.cuh -- what decoding kernels share whose warps walk keys of their own: how tokens come into a warp's
-// buffer, and where its block's results go.
+// buffers and pass through them, and where its block's results go.
 #pragma once
 #include "decode_work.cuh"
 
@@ -56,6 +56,30 @@ __device__ __forceinline__ void load_tokens(
     copy_rows(stage.k, cache.k, cache.k_strides, k_at, params.d);
     copy_rows(stage.v, cache.v, cache.v_strides, v_at, params.dv);
     ptx::cp_async_commit();
+}
+
+// By each warp: its tiles of the part's keys, one after another, while its next STAGES - 1 are on their way; use(stage,
+// key) works on the one that starts at `key`. After that all warps have done with their rings.
+template <int WARPS, typename Stage, int STAGES, typename T, typename Stored, typename Use>
+__device__ __forceinline__ void stream_keys(
+    Stage (&ring)[STAGES], const DecodeParams<T, Stored>& params, const DecodeWork& work, Use use
+) {
+    static_assert(STAGES > 1, "one tile arrives while another is used");
+    constexpr int KEYS = decltype(Stage::k)::ROWS, STEP = KEYS * WARPS, AHEAD = (STAGES - 1) * STEP;
+    const int first = work.keys.begin + KEYS * int(threadIdx.x / WARP);
+    int to = 0;     // the stage that is filled; the one behind it has been filled for longest
+#pragma unroll 1
+    for (int kv0 = first - AHEAD; kv0 < work.keys.end; kv0 += STEP) {
+        load_tokens(ring[to], params, work, kv0 + AHEAD);
+        to = to == STAGES - 1 ? 0 : to + 1;
+        if (kv0 < first) continue;
+        ptx::cp_async_wait<STAGES - 1>();
+        __syncwarp();       // the tile is there
+        use(ring[to], kv0);
+        __syncwarp();       // all lanes have read the tile, and what `use` shares: others may take their place
+    }
+    ptx::cp_async_wait_all();
+    __syncthreads();        // all warps have done with the ring
 }
 
 // By one warp: a row's results to where they belong, or those of a part to the workspace. merge(dv, put) calls

@@ -119,7 +119,8 @@ template <int Q_TILE, typename Params> struct DecodeItems {
                 entry = int(item / of_entry);
                 before = entry * of_entry;
             }
-            attend(DecodeWork::of<Q_TILE>(params, entry, parts, item - before));
+            const auto work = DecodeWork::of<Q_TILE>(params, entry, parts, item - before);
+            if (work.keys.exists) attend(work);
             if (!params.listed) return;
             __syncthreads();    // all have done with what they share
             item += gridDim.x;

@@ -85,10 +85,6 @@ template <Dtype DTYPE, int WARPS> struct Mma {
     static __device__ __forceinline__ void wait() {
         if constexpr (ARCH >= 80) ptx::cp_async_wait_all();
     }
-    // Waits for all groups of this thread but the newest N.
-    template <int N> static __device__ __forceinline__ void wait_but() {
-        if constexpr (ARCH >= 80) ptx::cp_async_wait<N>();
-    }
 
     // s[m][n] += a @ b^T, of the rows of a from a_row0 on.
     template <int M, int N, typename TileA, typename TileB>

@@ -29,10 +29,9 @@ template <ProbeConfig CONFIG> struct ProbeMmaProducts {
         const int depth = int(params.depth), columns = int(params.columns);
         Units::load_async(smem.a, Matrix<T>{params.a, params.stride, 1, ROWS, depth}, 0);
         Units::load_async(smem.b, Matrix<T>{params.b, params.stride, 1, KEYS, depth}, 0);
-        Units::commit();
+        if constexpr (ARCH >= 80) ptx::cp_async_commit();
         Units::load_async(smem.v, Matrix<T>{params.v, params.stride, 1, KEYS, columns}, 0);
-        Units::commit();
-        Units::template wait_but<1>();
+        if constexpr (ARCH >= 80) { ptx::cp_async_commit(); ptx::cp_async_wait<1>(); }
         __syncthreads();    // a and b are there
         float s[1][KEYS / 8][4] = {}, o[1][COLS / 8][4] = {};
         Units::mma_abt(s, smem.a, 16 * Units::warp(), smem.b);
