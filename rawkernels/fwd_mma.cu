@@ -153,7 +153,7 @@ template <MmaConfig CONFIG> struct FwdMma {
 
     // The rows' lse; their output through shared memory, so that it is written in vectors.
     static __device__ __forceinline__ void store(
-        const Params& params, Smem& smem, const float (&o)[M][COLS][4], const FragmentSoftmax<Units, M>& softmax
+        const Params& params, Smem& smem, float (&o)[M][COLS][4], const FragmentSoftmax<Units, M>& softmax
     ) {
         const QueryTile& tile = smem.tile;
         const Work& work = smem.work;
@@ -175,13 +175,15 @@ template <MmaConfig CONFIG> struct FwdMma {
                 const bool known = tile.q0 + row < work.q1;
                 if (params.lse != nullptr && Units::col(0, 0) == 0 && known)
                     params.lse[row_of(lse_strides, tile.span.entry, tile.head, row0 + row) + part * params.lse_step] = lse;
+#pragma unroll
+                for (int n = 0; n < COLS; ++n) { o[m][n][2 * half] *= share; o[m][n][2 * half + 1] *= share; }
                 if (params.part_outs != nullptr) {
-                    if (known) store_part(params, out_at + row * strides.row, o[m], half, share);
+                    if (known) store_part(params, out_at + row * strides.row, o[m], half);
                     continue;
                 }
 #pragma unroll
                 for (int n = 0; n < COLS; ++n)
-                    Units::put_pair(smem.out, row, n, share * o[m][n][2 * half], share * o[m][n][2 * half + 1]);
+                    Units::put_pair(smem.out, row, n, o[m][n][2 * half], o[m][n][2 * half + 1]);
             }
         __syncwarp();       // the warp's rows are complete
         if (params.out == nullptr) return;
@@ -192,14 +194,15 @@ template <MmaConfig CONFIG> struct FwdMma {
 
     // A row of a part's output, from element `at` on, as it is.
     static __device__ __forceinline__ void store_part(
-        const Params& params, int64_t at, const float (&o)[COLS][4], int half, float share
+        const Params& params, int64_t at, const float (&o)[COLS][4], int half
     ) {
+        const int known = params.problem.dv - Units::col(0, 0);
+        float* to = params.part_outs + at + Units::col(0, 0);
 #pragma unroll
         for (int n = 0; n < COLS; ++n)
 #pragma unroll
             for (int i = 0; i < 2; ++i)
-                if (Units::col(n, i) < params.problem.dv)
-                    params.part_outs[at + Units::col(n, i)] = share * o[n][2 * half + i];
+                if (8 * n + i < known) to[8 * n + i] = o[n][2 * half + i];
     }
 };
 

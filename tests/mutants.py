@@ -266,7 +266,7 @@ MUTANTS = [
     Mutant("cut-sinks", "fwd_simt.cu", "sinks.data != nullptr && part == 0", "sinks.data != nullptr", "cut", "wrong"),
     Mutant("cut-mma-sinks", "fwd_mma.cu", "sinks.data == nullptr || part > 0", "sinks.data == nullptr",
            "cut_tensor_cores", "wrong"),
-    Mutant("cut-mma-columns", "fwd_mma.cu", "if (Units::col(n, i) < params.problem.dv)", "", "cut_tensor_cores",
+    Mutant("cut-mma-columns", "fwd_mma.cu", "if (8 * n + i < known) to", "to", "cut_tensor_cores",
            "write-once"),
     Mutant("cut-mma-rows", "fwd_mma.cu", "if (known) store_part", "store_part", "cut_tensor_cores", "out-of-bounds"),
     Mutant("cut-few-apart", "attention/decode_work.cuh", "work.keys.count == 1 && !apart", "work.keys.count == 1",
