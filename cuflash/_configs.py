@@ -141,29 +141,38 @@ def decode_simt(dtype: str, codes: str, d: int, dv: int, rows: int) -> Simt:
 
 
 @lru_cache(maxsize=1024)
-def decode_mma(dtype: str, d: int, dv: int, rows: int) -> DecodeMma | None:
+def decode_mma(dtype: str, codes: str, d: int, dv: int, rows: int) -> DecodeMma | None:
     """decode_mma for so many queries of a key/value head, in the fewest tiles; None where there is none."""
-    found = _decode_tiles(_tuning.DECODE_MMA, dtype, d, dv, rows) if ITEMSIZES[dtype] == 2 else None
-    return None if found is None else DecodeMma(*found)
+    found = _decode_tiles(_tuning.DECODE_MMA, dtype, codes, d, dv, rows) if ITEMSIZES[dtype] == 2 else None
+    if found is None:
+        return None
+    columns, tiles = found
+    members: Members = {"dtype": f"Dtype::{dtype}", "codes": f"Codes::{codes}"}
+    members = {**members, "head_dim": columns, "value_dim": columns}
+    return DecodeMma((*members.items(), *_members(tiles)), tiles)
 
 
 @lru_cache(maxsize=1024)
-def decode_fma(dtype: str, d: int, dv: int, rows: int) -> DecodeFma | None:
+def decode_fma(dtype: str, codes: str, d: int, dv: int, rows: int) -> DecodeFma | None:
     """decode_fma, likewise."""
-    found = _decode_tiles(_tuning.DECODE_FMA, dtype, d, dv, rows) if dtype == "float32" else None
-    return None if found is None else DecodeFma(*found)
+    found = _decode_tiles(_tuning.DECODE_FMA, dtype, codes, d, dv, rows) if dtype == "float32" else None
+    if found is None:
+        return None
+    columns, tiles = found
+    members: Members = {"dtype": f"Dtype::{dtype}", "head_dim": columns, "value_dim": columns}
+    return DecodeFma((*members.items(), *_members(tiles)), tiles)
 
 
 def _decode_tiles(
-    table: _tuning.DecodeTable, dtype: str, d: int, dv: int, rows: int
-) -> tuple[tuple[tuple[str, int | bool | str], ...], DecodeTiles] | None:
-    columns = next((most for most in table if max(d, dv) <= most), None)
+    table: _tuning.DecodeTable, dtype: str, codes: str, d: int, dv: int, rows: int
+) -> tuple[int, DecodeTiles] | None:
+    """The least number of columns that holds keys and values, and its tiles."""
+    number = ITEMSIZES[dtype] if codes == "none" else 1
+    columns = next((most for size, most in table if size == number and max(d, dv) <= most), None)
     if columns is None:
         return None
-    known = [DecodeTiles(*tiles) for tiles in table[columns]]
-    tiles = next((one for one in known if rows <= one.q_tile), known[-1])
-    members: Members = {"dtype": f"Dtype::{dtype}", "head_dim": columns, "value_dim": columns}
-    return (*members.items(), *_members(tiles)), tiles
+    known = [DecodeTiles(*tiles) for tiles in table[number, columns]]
+    return columns, next((one for one in known if rows <= one.q_tile), known[-1])
 
 
 def _simt(table: _tuning.Table, dtype: str, columns: int, /, **member: int) -> Simt:

@@ -74,17 +74,17 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
 def choose_decode(
     problem: Problem, gpu: Gpu, rows: int
 ) -> tuple[str, _configs.DecodeMma | _configs.DecodeFma | _configs.Simt]:
-    """What streams numbers that are stored as such, as far as there are tiles for the dims: 16-bit ones to the tensor
-    cores, float32 to the plain units.
+    """What streams the cache, as far as there are tiles for the dims: for queries of 16 bits to the tensor cores, for
+    float32 stored as such to the plain units.
     """
-    p = problem
+    p, codes = problem, problem.stored or "none"
     streaming = {"decode_mma": _configs.decode_mma, "decode_fma": _configs.decode_fma}
-    for kernel, find in streaming.items() if p.stored is None and p.d and p.dv else ():
-        variant = find(p.dtype, p.d, p.dv, rows)
+    for kernel, find in streaming.items() if p.d and p.dv else ():
+        variant = find(p.dtype, codes, p.d, p.dv, rows)
         fits = variant is not None and variant.tiles.smem_bytes <= gpu.smem_block
         if variant is not None and fits and runs_on(KernelSpec(kernel, variant.config), gpu.arch):
             return kernel, variant
-    return "decode_simt", _configs.decode_simt(p.dtype, p.stored or "none", p.d, p.dv, rows)
+    return "decode_simt", _configs.decode_simt(p.dtype, codes, p.d, p.dv, rows)
 
 
 def part_size(rows: int) -> int:

@@ -190,13 +190,17 @@ def _decoding(wanted: Wanted) -> Iterable[Config]:
 
 
 def _streaming(
-    find: Callable[[str, int, int, int], _configs.DecodeMma | _configs.DecodeFma | None], more: int
+    find: Callable[[str, str, int, int, int], _configs.DecodeMma | _configs.DecodeFma | None], more: int
 ) -> Callable[[Wanted], Iterable[Config]]:
     """Of a kernel with tiles for few queries, and others for `more`."""
 
     def configs(wanted: Wanted) -> Iterable[Config]:
         found = (
-            find(dtype, dim, dim, rows) for dtype in wanted.dtypes for dim in wanted.head_dims for rows in (1, more)
+            find(dtype, codes, dim, dim, rows)
+            for dtype in wanted.dtypes
+            for codes in _params.CODES
+            for dim in wanted.head_dims
+            for rows in (1, more)
         )
         return (variant.config for variant in found if variant is not None)
 

@@ -89,22 +89,25 @@ DECODE_SIMT: dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]] = {
 }
 DECODE_SCALE_BYTES = 8  # of shared memory more for each key of a tile, where keys and values are quantised
 
-# decode_mma: columns of the wider of keys and values to tiles for few queries of a key/value head, then for more:
-# queries, tiles of 16 keys that a warp has under way, warps, blocks that a multiprocessor is to hold, bytes of shared
-# memory. None was timed on a GPU yet; none spills.
-DecodeTable = dict[int, tuple[tuple[int, int, int, int, int], ...]]
+# decode_mma: (bytes of a stored number, columns of the wider of keys and values) to tiles for few queries of a
+# key/value head, then for more: queries, tiles of 16 keys that a warp has under way, warps, blocks that a
+# multiprocessor is to hold, bytes of shared memory. None was timed on a GPU yet; none spills.
+DecodeTable = dict[tuple[int, int], tuple[tuple[int, int, int, int, int], ...]]
 DECODE_MMA: DecodeTable = {
-    64: ((16, 3, 4, 4, 55424), (32, 3, 4, 2, 57472)),
-    128: ((16, 2, 4, 3, 73856), (32, 2, 4, 2, 78464)),
-    256: ((16, 2, 2, 1, 75904),),
+    (2, 64): ((16, 3, 4, 4, 55424), (32, 3, 4, 2, 57472)),
+    (2, 128): ((16, 2, 4, 3, 73856), (32, 2, 4, 2, 78464)),
+    (2, 256): ((16, 2, 2, 1, 75904),),
+    (1, 64): ((16, 3, 4, 4, 32384), (32, 4, 4, 2, 43136)),
+    (1, 128): ((16, 2, 4, 3, 42112), (32, 3, 4, 2, 78464)),
+    (1, 256): ((16, 2, 2, 1, 43648),),
 }
 
 # decode_fma: the same, with tiles of 8 keys. Blocks are the most that compile without a spill on every architecture, or
 # that 9.0 has shared memory for (8 queries of 64 columns with a fourth: 4 bytes).
 DECODE_FMA: DecodeTable = {
-    64: ((4, 3, 4, 4, 49680), (8, 3, 4, 3, 50192)),
-    128: ((4, 2, 4, 3, 66064), (8, 2, 4, 2, 66576)),
-    256: ((4, 2, 3, 2, 98704), (8, 2, 3, 1, 99088)),
+    (4, 64): ((4, 3, 4, 4, 49680), (8, 3, 4, 3, 50192)),
+    (4, 128): ((4, 2, 4, 3, 66064), (8, 2, 4, 2, 66576)),
+    (4, 256): ((4, 2, 3, 2, 98704), (8, 2, 3, 1, 99088)),
 }
 
 # Attention with at most so many queries for a key/value head is worked on as decoding is: tiles of all of them, which

@@ -1,5 +1,6 @@
-// decode_mma.cu -- attention of the newest tokens of each sequence over a cache of 16-bit numbers, on the tensor cores
-// of a warp: from sm_80 on, rows or pages, every option, d up to head_dim and dv up to value_dim.
+// decode_mma.cu -- attention of the newest tokens of each sequence over a cache, on the tensor cores of a warp: from
+// sm_80 on, 16-bit queries over numbers like them or codes, rows or pages, every option, d up to head_dim and dv up to
+// value_dim.
 //
 //     out = softmax(s) @ v,   lse = log(sum(exp(s))),   s = score(q @ k^T) where the query sees the key, else -inf
 //
@@ -14,14 +15,16 @@
 //
 // Shared memory (bytes; d = dv = 128, 16 queries, 2 stages):
 //     0       q       4096     written once
-//     4096    ring   65536     a warp's keys and values, STAGES tiles of 8192 for each of 4 warps
+//     4096    ring   65536     a warp's keys and values, STAGES tiles of 8192 for each of 4 warps (of codes: of 4224)
 //     4096    merged 33024     the warps' outputs and lse: take the place of the ring when all are done
 //     69632   room    4096     scores on their way through an option
 //     73728   before    16     core/ticket.cuh's word
 //
 // Pipeline: a warp's next STAGES - 1 tiles are on their way while it computes; each tile is one group of copies. Rows
-// that cannot be read in vectors of 16 bytes are copied number by number.
+// that cannot be read in vectors of 16 bytes are copied number by number. Codes stay codes until a warp multiplies with
+// them (attention/decode_stage.cuh); their scales come with the tile.
 #include "attention/config.cuh"
+#include "attention/decode_stage.cuh"
 #include "attention/decode_warps.cuh"
 #include "attention/fragment_softmax.cuh"
 #include "attention/score.cuh"
@@ -29,7 +32,8 @@
 namespace cf {
 
 struct DecodeMmaConfig {
-    Dtype dtype;
+    Dtype dtype;                // of the queries, and of the cache unless it keeps codes
+    Codes codes;
     int head_dim, value_dim;    // d and dv, rounded up
     int q_tile, stages, warps;
     int blocks;
@@ -37,18 +41,16 @@ struct DecodeMmaConfig {
 
 template <DecodeMmaConfig CONFIG> struct DecodeMma {
     using T = Storage<CONFIG.dtype>;
+    using Stored = typename StoredAs<T, CONFIG.codes>::type;
     using Units = Mma<CONFIG.dtype, CONFIG.warps>;
-    using Params = DecodeParams<T, T>;
+    using Params = DecodeParams<T, Stored>;
     static constexpr int THREADS = Units::THREADS, BLOCKS_PER_SM = CONFIG.blocks, WARPS = CONFIG.warps;
-    static constexpr int Q_TILE = CONFIG.q_tile, KEYS = 16, STAGES = CONFIG.stages;
+    static constexpr int Q_TILE = CONFIG.q_tile, KEYS = STAGE_KEYS, STAGES = CONFIG.stages;
     static constexpr int HEAD_DIM = CONFIG.head_dim, VALUE_DIM = CONFIG.value_dim;
     static constexpr int M = Q_TILE / 16, N = KEYS / 8, COLS = VALUE_DIM / 8, ROOM = 4 * N;
     static_assert(Q_TILE % 16 == 0, "whole fragments");
 
-    struct Stage {
-        MmaTile<KEYS, HEAD_DIM> k;
-        MmaTile<KEYS, VALUE_DIM> v;
-    };
+    using Stage = DecodeStage<CONFIG.dtype, CONFIG.codes, WARPS, HEAD_DIM, VALUE_DIM>;
     struct Smem {
         MmaTile<Q_TILE, HEAD_DIM> q;
         union {
@@ -92,13 +94,11 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
         __syncthreads();        // the queries are there
         stream_keys<WARPS>(smem.ring[Units::warp()], params, work, [&](const Stage& stage, int kv0) {
             float s[M][N][4] = {};
-            Units::mma_abt(s, smem.q, 0, stage.k);
+            stage.add_scores(s, smem.q);
             if (!plain) apply_options(s, smem, params, work, kv0);
             hide(s, seen, kv0);     // after options again
             softmax.step(s, o, unit * LOG2_E);
-            uint32_t p[M][N / 2][4];
-            Units::to_operand(p, s);
-            Units::mma_ab(o, p, stage.v);
+            stage.add_values(o, s);
         });
         merge_warps(smem, params, work, o, softmax, unit);
         if (work.merges(params, smem.before)) merge_parts<WARPS>(params, work);
@@ -110,7 +110,8 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
             const int row = i / HEAD_DIM, col = i % HEAD_DIM;
             const bool known = work.row0 + row < work.row1 && col < params.d;
             const T* q = params.q + (known ? work.row_of(params.q_strides, work.row0 + row) : 0);
-            smem.q.data[smem.q.at(row, col / 8) + col % 8] = known ? q[col * params.q_strides.col].bits : uint16_t(0);
+            const int at = Stage::feature_at(col);
+            smem.q.data[smem.q.at(row, at / 8) + at % 8] = known ? q[col * params.q_strides.col].bits : uint16_t(0);
         }
     }
 
@@ -154,12 +155,13 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
                 if (with_sinks && work.row0 + row < work.row1)
                     sink = widen_any<float>(sinks.data, sinks.dtype, work.head(work.row0 + row) * sinks.strides.head);
                 const auto [lse, share] = softmax.finish(m, half, unit, sink);
+                const float factor = share * Stage::OUTPUT_UNIT;
                 if (Units::col(0, 0) == 0) smem.lses[Units::warp()][row] = lse;
 #pragma unroll
                 for (int n = 0; n < COLS; ++n)
 #pragma unroll
                     for (int i = 0; i < 2; ++i)
-                        smem.outs[Units::warp()][row][Units::col(n, i)] = share * o[m][n][2 * half + i];
+                        smem.outs[Units::warp()][row][Stage::col(n, i)] = factor * o[m][n][2 * half + i];
             }
         __syncthreads();        // the results of all warps are there
         for (int i = Units::warp(); i < work.row1 - work.row0; i += WARPS)

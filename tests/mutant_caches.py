@@ -61,6 +61,26 @@ def decode_stream_pages(p, d, dtype):
     p.decode(few[1], cache, model, softcap=2.0, bias=p.normal(1, 4, 1, 37))
 
 
+def decode_tensor_codes(p):
+    """int8: keys in no vectors, values of three chunks, up to the last there is. Scales behind them are NaN."""
+    lengths = np.array([33, 0, 1, 150])
+    cache, model = both(p, cuflash.KVCache, 4, 150, 2, 24, value_dim=48, dtype="int8")
+    fill(p, cache, model, lengths)
+    for scales in (cache.k_scale, cache.v_scale):
+        for row, length in zip(host(scales), lengths, strict=True):
+            row[length:] = np.nan
+    p.decode(p.normal(4, 4, 1, 24).astype(np.float16), cache, model, splits=1)
+
+
+def decode_tensor_float8(p):
+    """In pages of 5 tokens, with what a score passes through."""
+    cache, model = both(p, cuflash.PagedKVCache, 40, 5, 2, 64, dtype="float8_e4m3fn")
+    for _ in range(3):
+        cache.add(), model.add()
+    fill(p, cache, model, np.array([37, 5, 12]))
+    p.decode(p.normal(3, 4, 1, 64).astype(np.float16), cache, model, splits=1, softcap=2.0, bias=p.normal(1, 4, 1, 37))
+
+
 def turns(p):
     """A cache of more sequences than a warp has lanes, most of them short, on a GPU that runs 8 blocks."""
     cache, model = both(p, cuflash.KVCache, 34, 60, 1, 8, dtype="float32")
@@ -117,6 +137,8 @@ CACHE_PROBES = {
     "decode_codes": decode_codes,
     "decode_tensor_cores": lambda p: decode_streams(p, "float16"),
     "decode_tensor_pages": lambda p: decode_stream_pages(p, 8, "float16"),
+    "decode_tensor_codes": decode_tensor_codes,
+    "decode_tensor_float8": decode_tensor_float8,
     "decode_float32": lambda p: decode_streams(p, "float32"),
     "decode_float32_pages": lambda p: decode_stream_pages(p, 9, "float32"),  # rows that are not whole vectors
     "turns": turns,
@@ -148,7 +170,8 @@ def fill(p, cache, model, lengths):
     b, hk, d = len(lengths), *model.k.shape[-2:]
     dtype = np.float32 if model.k_scale is not None else model.k.dtype
     k, v = (p.normal(b, hk, lengths.max(), columns).astype(dtype) for columns in (d, model.value_dim))
-    if model.k_scale is not None:
+    if model.k_scale is not None:  # tokens of many sizes
+        k, v = (x * p.rng.uniform(0.3, 3, (*x.shape[:3], 1)).astype(dtype) for x in (k, v))
         k[0, :, 0], v[0, :, 1] = 0, 1e-37
     cache.append(p.backend.asarray(k), p.backend.asarray(v), lengths=p.backend.asarray(lengths))
     model.append(k, v, lengths=lengths)

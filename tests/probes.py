@@ -48,10 +48,9 @@ class Probe(NamedTuple):
     def line(self):
         """What the register of kernels would say of it."""
         name = "".join(word.capitalize() for word in self.kernel.split("_"))
-        config = "ProbeCodesConfig" if self.kernel == "codes" else "ProbeConfig"
         kinds = {name: "i8" if isinstance(value, int) else _params.POINTER for name, value in self.fields.items()}
         params = _params.Struct(f"Probe{name}::Params", **kinds)
-        return _kernels.Kernel(f"probes/{self.kernel}.cu", f"Probe{name}", config, params, lambda wanted: ())
+        return _kernels.Kernel(f"probes/{self.kernel}.cu", f"Probe{name}", "ProbeConfig", params, lambda wanted: ())
 
     @property
     def key(self):
@@ -222,6 +221,25 @@ def make_codes(name):
     return Probe("codes", {**fields, "count": 256}, expected, 2, config=config)
 
 
+def make_code_products(dtype, codes):
+    """Every code is a key and a value; weights have as many digits as they must keep."""
+    rng = np.random.default_rng(16)
+    stored = np.uint8 if codes == "float8_e4m3fn" else np.int8
+    b, v = (rng.permutation(np.resize(np.arange(256), 16 * 64)).reshape(16, 64).astype(stored) for _ in range(2))
+    digits = 16 if dtype == "float16" else 8
+    weights = rng.integers(2 ** (digits - 1), 2**digits, 64).astype(np.float32)
+    a, p = np.diag(np.linspace(-3, 3, 64)).astype(np.float32), np.zeros((64, 16), np.float32)
+    p[np.arange(64), np.arange(64) * 5 % 16] = np.where(np.arange(64) % 3, weights, -weights)
+    scales = np.ldexp(np.float32(1), rng.integers(-60, 60, 16))
+    kept = {"a": NARROW[dtype](a), "b": b, "v": v, "p": p, "scales": scales.astype(np.float32)}
+    b, v = (x.astype(np.float32) if codes == "int8" else from_float8(x) for x in (b, v))
+    expected = {"s": WIDEN[dtype](kept["a"]) @ b.T, "out": (p * scales) @ v}
+    expected = {name: right.astype(np.float32) + np.float32(0) for name, right in expected.items()}
+    fields = {**kept, **{name: Out(right.shape, np.float32) for name, right in expected.items()}}
+    config = (*dtype_config(dtype), ("codes", f"Codes::{codes}"))
+    return Probe("code_products", fields, expected, 1, 4 * 16 * 128 + 2 * 16 * 64 + 128, config)
+
+
 def make_shuffle(dtype):
     rng = np.random.default_rng(5)
     x = common(rng, THREADS).astype(dtype)
@@ -358,6 +376,8 @@ MAKERS = {
     **_by_dtype(make_mma_products, NARROW, stride=21),
     "fma_products": make_fma_products,
     **_by_dtype(make_codes, ("int8", "float8_e4m3fn")),
+    **_by_dtype(make_code_products, NARROW, codes="int8"),
+    **_by_dtype(make_code_products, NARROW, codes="float8_e4m3fn"),
     **_by_dtype(make_shuffle),
     **_by_dtype(make_row_reduce),
     **_by_dtype(make_simt_load, STORED),

@@ -25,6 +25,7 @@ SMEM_BLOCK = {
 }  # fmt: skip
 ARCHS = tuple(SMEM_BLOCK)
 REGISTERS = 65536  # of a multiprocessor; a thread gets a multiple of 8
+DECODING = ("decode_mma", "decode_simt")
 PTX_MOST = 6000  # instructions of a kernel: the emulator translates each to C++
 
 
@@ -32,13 +33,13 @@ PTX_MOST = 6000  # instructions of a kernel: the emulator translates each to C++
 def matrix_variants():
     """The variants that are compiled: all but some of those that decode codes.
 
-    Of these, one for each dtype and class: that with the most queries, the kinds of codes taking turns.
+    Of these, one for each kernel, dtype and class: that with the most queries, the kinds of codes taking turns.
     """
     plain, coded = [], {}
     for variant in _kernels.variants():
         config = dict(variant.config)
-        if variant.kernel == "decode_simt" and config["codes"] != "Codes::none":
-            coded.setdefault((config["dtype"], config["value_dim"]), []).append(variant)
+        if variant.kernel in DECODING and config["codes"] != "Codes::none":
+            coded.setdefault((variant.kernel, config["dtype"], config["value_dim"]), []).append(variant)
         else:
             plain.append(variant)
     for turn, group in enumerate(coded.values()):
@@ -123,7 +124,7 @@ def test_the_register_is_covered():
         return {(variant.kernel, *map(dict(variant.config).get, keys)) for variant in some}
 
     assert kinds(variants) == kinds(everything)
-    assert {variant for variant in everything if variant.kernel != "decode_simt"} <= set(variants)
+    assert {variant for variant in everything if variant.kernel not in DECODING} <= set(variants)
     assert len(chosen(2)) == sum(len(planned(variant)) for variant in variants)
     for level in (1, 2):
         pairs = chosen(level)

@@ -121,7 +121,9 @@ def test_one_part_needs_no_workspace():
         ({"dtype": "float32", "dv": 257}, GPU, "decode_simt"),
         ({"dtype": "float32", "stored": "int8"}, GPU, "decode_simt"),
         ({"dtype": "float64"}, GPU, "decode_simt"),
-        ({"stored": "int8"}, GPU, "decode_simt"),
+        ({"stored": "int8"}, GPU, "decode_mma"),
+        ({"stored": "float8_e4m3fn", "dtype": "bfloat16", "d": 256}, Gpu("sm_80", 108, 163 << 10), "decode_mma"),
+        ({"stored": "int8", "d": 257}, GPU, "decode_simt"),
         ({"dv": 0}, GPU, "decode_simt"),
     ],
 )
@@ -182,13 +184,16 @@ def test_a_plan_is_a_variant_of_the_register():
 def test_shared_memory_of_streaming_kernels_is_what_they_have(kernel, dtype, find, table):
     need_nvrtc()
     source = None
-    for columns, rows in ((columns, one[0]) for columns, tiles in table.items() for one in tiles):
-        variant = find(dtype, columns, columns, rows)
-        assert variant.tiles.q_tile == rows
-        spec = _kernels.KernelSpec(kernel, variant.config)
-        source = source or nvrtc.read_source(spec, "compute_80")
-        line = f'\nstatic_assert({_kernels.instance(spec)}::SMEM_BYTES == {variant.tiles.smem_bytes}, "{columns}");'
-        source = source._replace(text=source.text + line)
+    for (number, columns), tiles in table.items():
+        for rows in (one[0] for one in tiles):
+            variant = find(dtype, "int8" if number == 1 else "none", columns, columns, rows)
+            assert variant.tiles.q_tile == rows
+            spec = _kernels.KernelSpec(kernel, variant.config)
+            source = source or nvrtc.read_source(spec, "compute_80")
+            line = (
+                f'\nstatic_assert({_kernels.instance(spec)}::SMEM_BYTES == {variant.tiles.smem_bytes}, "{rows} rows");'
+            )
+            source = source._replace(text=source.text + line)
     nvrtc.compile_source(source)
 
 

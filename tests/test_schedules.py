@@ -47,13 +47,22 @@ def test_fwd_mma_has_the_same_bits_in_every_order(options, dtype, backend, order
 
 
 @pytest.mark.parametrize("backend", ["emulator"], indirect=True)
-@pytest.mark.parametrize(("dtype", "kernel"), [("float16", "decode_mma"), ("float32", "decode_fma")])
-@pytest.mark.parametrize("splits", [1, None])
-def test_decoding_has_the_same_bits_in_every_order(splits, dtype, kernel, backend, orders, make_cache, normal):
-    k, v = normal(2, 1, 90, 40, dtype=dtype), normal(2, 1, 90, 24, dtype=dtype, seed=1)
+@pytest.mark.parametrize(
+    ("dtype", "stored", "splits", "kernel"),
+    [
+        ("float16", None, 1, "decode_mma"),
+        ("float16", None, None, "decode_mma"),
+        ("float16", "int8", 1, "decode_mma"),
+        ("float16", "float8_e4m3fn", None, "decode_mma"),
+        ("float32", None, 1, "decode_fma"),
+        ("float32", None, None, "decode_fma"),
+    ],
+)
+def test_decoding_has_the_same_bits_in_every_order(dtype, stored, splits, kernel, backend, orders, make_cache, normal):
+    k, v = normal(2, 1, 90, 48, dtype=dtype), normal(2, 1, 90, 24, dtype=dtype, seed=1)
     with backend.tiles("small"):
-        cache = make_cache(k, v, [90, 35])
-        q = backend.asarray(normal(2, 4, 1, 40, dtype=dtype, seed=2))
+        cache = make_cache(k, v, [90, 35], dtype=stored)
+        q = backend.asarray(normal(2, 4, 1, 48, dtype=dtype, seed=2))
         results = []
         for _ in orders():
             out, lse = cuflash.decode(q, cache, splits=splits, return_lse=True)

@@ -14,7 +14,7 @@ struct Place {
     bool exists;
 
     __device__ __forceinline__ int64_t offset(const TokenStrides& strides, int head) const {
-        return row * strides.row + token * strides.token + head * strides.head;
+        return uint32_t(row) * strides.row + uint32_t(token) * strides.token + head * strides.head;
     }
 };
 

@@ -32,11 +32,13 @@ __device__ __forceinline__ void copy_rows(
     for (int i = 0; i < Tile::ROWS; i += STEP) {
         const int64_t from = __shfl_sync(ALL_LANES, at, row + i);
 #pragma unroll 1
-        for (int col = VEC * chunk; col < Tile::COLS; col += VEC * GROUP) {
-            T* to = reinterpret_cast<T*>(tile.data + Tile::at(row + i, col / VEC));
+        for (int group = chunk; group < Tile::CHUNKS; group += GROUP) {
+            T* to = reinterpret_cast<T*>(tile.data + Tile::at(row + i, group));
 #pragma unroll 1
-            for (int number = 0; number < VEC; ++number)
-                to[number] = from != ABSENT && col + number < cols ? data[from + (col + number) * strides.col] : T{};
+            for (int number = 0; number < VEC; ++number) {
+                const int col = VEC * group + number;
+                to[number] = from != ABSENT && col < cols ? data[from + col * strides.col] : T{};
+            }
         }
     }
 }
@@ -48,13 +50,14 @@ __device__ __forceinline__ void load_tokens(
     Stage& stage, const DecodeParams<T, Stored>& params, const DecodeWork& work, int begin
 ) {
     const auto& cache = params.cache;
-    const int lane = threadIdx.x % WARP, mine = begin + lane;   // a lane finds one token, for all
+    const int mine = begin + int(threadIdx.x % stage.k.ROWS);   // a lane finds one token, for all
     Place place{0, 0, false};
-    if (lane < stage.k.ROWS && mine < work.keys.end) place = place_of(cache, work.sequence, mine);
+    if (mine < work.keys.end) place = place_of(cache, work.sequence, mine);
     const int64_t k_at = place.exists ? place.offset(cache.k_strides, work.kv_head) : ABSENT;
     const int64_t v_at = place.exists ? place.offset(cache.v_strides, work.kv_head) : ABSENT;
     copy_rows(stage.k, cache.k, cache.k_strides, k_at, params.d);
     copy_rows(stage.v, cache.v, cache.v_strides, v_at, params.dv);
+    if constexpr (sizeof(Stored) == 1) stage.load_scales(cache, place, work.kv_head);
     ptx::cp_async_commit();
 }
 

@@ -31,6 +31,10 @@ template <int ROW_COUNT, int COL_COUNT> struct MmaTile {
     __device__ __forceinline__ uint32_t address(int row, int chunk) const {
         return uint32_t(__cvta_generic_to_shared(data + at(row, chunk)));
     }
+    // From the address of chunk 0 or 1 of a row to that of the chunk 2 i further on, in one instruction.
+    static __device__ __forceinline__ uint32_t further(uint32_t address, int i) {
+        return (address ^ i % 4 * 32) + i / 4 * 128;
+    }
 };
 
 // `WARPS` warps, each of which has results of 16 M rows.
@@ -195,14 +199,6 @@ template <Dtype DTYPE, int WARPS> struct Mma {
         return x + __shfl_xor_sync(ALL_LANES, x, 2);
     }
 
-  private:
-    // Two numbers as they lie in memory.
-    static __device__ __forceinline__ uint32_t narrow_pair(float low, float high) {
-        if constexpr (ARCH < 80) return narrow<T>(low).bits | uint32_t(narrow<T>(high).bits) << 16;
-        else if constexpr (DTYPE == Dtype::float16) return ptx::cvt_f16x2_f32(low, high);
-        else return ptx::cvt_bf16x2_f32(low, high);
-    }
-
     // c += a @ b, of 16 x 16 and 16 x 8 numbers.
     static __device__ __forceinline__ void mma(float (&c)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
         if constexpr (DTYPE == Dtype::bfloat16) {
@@ -213,6 +209,14 @@ template <Dtype DTYPE, int WARPS> struct Mma {
             ptx::mma_m16n8k8_f16(c, a[0], a[1], b0);
             ptx::mma_m16n8k8_f16(c, a[2], a[3], b1);
         }
+    }
+
+  private:
+    // Two numbers as they lie in memory.
+    static __device__ __forceinline__ uint32_t narrow_pair(float low, float high) {
+        if constexpr (ARCH < 80) return narrow<T>(low).bits | uint32_t(narrow<T>(high).bits) << 16;
+        else if constexpr (DTYPE == Dtype::float16) return ptx::cvt_f16x2_f32(low, high);
+        else return ptx::cvt_bf16x2_f32(low, high);
     }
 };
 

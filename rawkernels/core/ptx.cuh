@@ -39,6 +39,19 @@ __device__ __forceinline__ uint32_t cvt_bf16x2_f32(float low, float high) {
     return word;
 }
 
+// add (9.7.4.1) of two float16 each, and fma (9.7.4.4), a * b + c, of two bfloat16 each, to nearest even with subnormal
+// numbers. The latter from sm_80 on.
+__device__ __forceinline__ uint32_t add_f16x2(uint32_t a, uint32_t b) {
+    uint32_t sum;
+    asm("add.rn.f16x2 %0, %1, %2;" : "=r"(sum) : "r"(a), "r"(b));
+    return sum;
+}
+__device__ __forceinline__ uint32_t fma_bf16x2(uint32_t a, uint32_t b, uint32_t c) {
+    uint32_t sum;
+    asm("fma.rn.bf16x2 %0, %1, %2, %3;" : "=r"(sum) : "r"(a), "r"(b), "r"(c));
+    return sum;
+}
+
 // ex2.approx (9.7.3.21): 2^x with a relative error of 2^-22; results below 2^-126 become 0. 2^-inf is 0.
 __device__ __forceinline__ float ex2(float x) {
     float y;
@@ -50,6 +63,10 @@ __device__ __forceinline__ float ex2(float x) {
 // landed for this thread once a wait covers them, for others after a barrier behind that. From sm_80 on.
 __device__ __forceinline__ void cp_async_16(uint32_t to, const void* from, int bytes) {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" :: "r"(to), "l"(from), "r"(bytes) : "memory");
+}
+// The same of 4 bytes.
+__device__ __forceinline__ void cp_async_4(uint32_t to, const void* from, int bytes) {
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4, %2;" :: "r"(to), "l"(from), "r"(bytes) : "memory");
 }
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits for all groups that this thread has committed, but the newest N.

@@ -1,14 +1,9 @@
 // codes.cu -- probe of core/codes.cuh: every code as a number, and vectors as codes and scales.
-#include "../core/codes.cuh"
 #include "probe.cuh"
 
 namespace cf {
 
-struct ProbeCodesConfig {
-    Codes codes;
-};
-
-template <ProbeCodesConfig CONFIG> struct ProbeCodes {
+template <ProbeConfig CONFIG> struct ProbeCodes {
     using Code = typename StoredAs<float, CONFIG.codes>::type;
     static constexpr int LENGTH = 8;    // of a vector; a thread has one
     struct Params {
