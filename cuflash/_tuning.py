@@ -94,12 +94,12 @@ DECODE_SCALE_BYTES = 8  # of shared memory more for each key of a tile, where ke
 # multiprocessor is to hold, bytes of shared memory. None was timed on a GPU yet; none spills.
 DecodeTable = dict[tuple[int, int], tuple[tuple[int, int, int, int, int], ...]]
 DECODE_MMA: DecodeTable = {
-    (2, 64): ((16, 3, 4, 4, 55424), (32, 3, 4, 2, 57472)),
-    (2, 128): ((16, 2, 4, 3, 73856), (32, 2, 4, 2, 78464)),
-    (2, 256): ((16, 2, 2, 1, 75904),),
-    (1, 64): ((16, 3, 4, 4, 32384), (32, 4, 4, 2, 43136)),
-    (1, 128): ((16, 2, 4, 3, 42112), (32, 3, 4, 2, 78464)),
-    (1, 256): ((16, 2, 2, 1, 43648),),
+    (2, 64): ((16, 3, 4, 4, 55680), (32, 3, 4, 3, 57856)),
+    (2, 128): ((16, 2, 4, 3, 74112), (32, 2, 4, 2, 78848)),
+    (2, 256): ((16, 2, 2, 1, 76160),),
+    (1, 64): ((16, 3, 4, 4, 32640), (32, 4, 4, 2, 43520)),
+    (1, 128): ((16, 2, 4, 3, 42368), (32, 4, 4, 2, 80384)),
+    (1, 256): ((16, 2, 2, 1, 43904),),
 }
 
 # decode_fma: the same, with tiles of 8 keys. Blocks are the most that compile without a spill on every architecture, or

@@ -18,7 +18,8 @@
 //     4096    ring   65536     a warp's keys and values, STAGES tiles of 8192 for each of 4 warps (of codes: of 4224)
 //     4096    merged 33024     the warps' outputs and lse: take the place of the ring when all are done
 //     69632   room    4096     scores on their way through an option
-//     73728   before    16     core/ticket.cuh's word
+//     73728   seen     128     first and last key of each query
+//     73856   work     240     what the block owns, and core/ticket.cuh's word
 //
 // Pipeline: a warp's next STAGES - 1 tiles are on their way while it computes; each tile is one group of copies. Rows
 // that cannot be read in vectors of 16 bytes are copied number by number. Codes stay codes until a warp multiplies with
@@ -51,6 +52,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
     static_assert(Q_TILE % 16 == 0, "whole fragments");
 
     using Stage = DecodeStage<CONFIG.dtype, CONFIG.codes, WARPS, HEAD_DIM, VALUE_DIM>;
+    struct Seen { int first, end; };    // keys
     struct Smem {
         MmaTile<Q_TILE, HEAD_DIM> q;
         union {
@@ -61,12 +63,11 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
             };
         };
         float room[ROOM][THREADS];
+        Seen seen[Q_TILE];
+        DecodeWork work;    // what is needed seldom stays out of registers
         uint32_t before;
     };
     static constexpr int SMEM_BYTES = sizeof(Smem);
-
-    // Which keys a query of this lane sees.
-    struct Seen { int first, end; };
 
     static __device__ void run(const Params& params) {
         DecodeItems<Q_TILE, Params>::of().for_each(params, [&](const DecodeWork& work) { attend(params, work); });
@@ -75,15 +76,10 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
     static __device__ __forceinline__ void attend(const Params& params, const DecodeWork& work) {
         Smem& smem = shared_map<Smem>();
         load_queries(smem, params, work);
+        const int row = work.row0 + threadIdx.x;
+        if (threadIdx.x < Q_TILE) smem.seen[threadIdx.x] = {work.first_key(row), work.end_key(row)};
+        if (threadIdx.x == 0) smem.work = work;
 
-        Seen seen[M][2];
-#pragma unroll
-        for (int m = 0; m < M; ++m)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                const int row = work.row0 + Units::row(m, 2 * half);
-                seen[m][half] = {work.first_key(row), work.end_key(row)};
-            }
         const bool plain = params.softcap == 0 && params.bias.data == nullptr && params.slopes.data == nullptr &&
                            params.scale > 0;
         const float unit = plain ? float(params.scale) : 1.0f;
@@ -95,13 +91,13 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
         stream_keys<WARPS>(smem.ring[Units::warp()], params, work, [&](const Stage& stage, int kv0) {
             float s[M][N][4] = {};
             stage.add_scores(s, smem.q);
-            if (!plain) apply_options(s, smem, params, work, kv0);
-            hide(s, seen, kv0);     // after options again
+            if (!plain) apply_options(s, smem, params, kv0);
+            hide(s, smem, kv0);     // after options again
             softmax.step(s, o, unit * LOG2_E);
             stage.add_values(o, s);
         });
-        merge_warps(smem, params, work, o, softmax, unit);
-        if (work.merges(params, smem.before)) merge_parts<WARPS>(params, work);
+        merge_warps(smem, params, o, softmax, unit);
+        if (smem.work.merges(params, smem.before)) merge_parts<WARPS>(params, smem.work);
     }
 
     static __device__ __forceinline__ void load_queries(Smem& smem, const Params& params, const DecodeWork& work) {
@@ -117,33 +113,39 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
 
     // Products become scores, as far as their queries see the keys.
     static __device__ __forceinline__ void apply_options(
-        float (&s)[M][N][4], Smem& smem, const Params& params, const DecodeWork& work, int kv0
+        float (&s)[M][N][4], Smem& smem, const Params& params, int kv0
     ) {
+        const DecodeWork& work = smem.work;
         Units::for_each(s, smem.room, [&](int row, int col, float x) {
-            row += work.row0;
             const int key = kv0 + col;
-            if (key < work.first_key(row) || key >= work.end_key(row)) return -infinity<float>();
+            if (key < smem.seen[row].first || key >= smem.seen[row].end) return -infinity<float>();
+            row += work.row0;
             return Score<float>::of(params, work.span, work.head(row))(x, work.query(row), key);
         });
     }
 
-    static __device__ __forceinline__ void hide(float (&s)[M][N][4], const Seen (&seen)[M][2], int kv0) {
+    static __device__ __forceinline__ void hide(float (&s)[M][N][4], const Smem& smem, int kv0) {
 #pragma unroll
         for (int m = 0; m < M; ++m)
 #pragma unroll
-            for (int n = 0; n < N; ++n)
+            for (int half = 0; half < 2; ++half) {
+                const Seen seen = smem.seen[Units::row(m, 2 * half)];
 #pragma unroll
-                for (int i = 0; i < 4; ++i) {
-                    const int key = kv0 + Units::col(n, i);
-                    if (key < seen[m][i / 2].first || key >= seen[m][i / 2].end) s[m][n][i] = -infinity<float>();
-                }
+                for (int n = 0; n < N; ++n)
+#pragma unroll
+                    for (int i = 0; i < 2; ++i) {
+                        const int key = kv0 + Units::col(n, i);
+                        if (key < seen.first || key >= seen.end) s[m][n][2 * half + i] = -infinity<float>();
+                    }
+            }
     }
 
     // The warps' results become those of the part, which go to where they belong or to the workspace, a row to a warp.
     static __device__ __forceinline__ void merge_warps(
-        Smem& smem, const Params& params, const DecodeWork& work, const float (&o)[M][COLS][4],
-        const FragmentSoftmax<Units, M>& softmax, float unit
+        Smem& smem, const Params& params, const float (&o)[M][COLS][4], const FragmentSoftmax<Units, M>& softmax,
+        float unit
     ) {
+        const DecodeWork& work = smem.work;
         const Reals& sinks = params.sinks;
         const bool with_sinks = sinks.data != nullptr && work.part == 0 && Units::warp() == 0;
 #pragma unroll

@@ -217,7 +217,7 @@ MUTANTS = [
            "decode_tensor_cores", "race"),
     Mutant("decode-mma-waits", "attention/decode_warps.cuh", "cp_async_wait<STAGES - 1>", "cp_async_wait<STAGES>",
            "decode_tensor_cores", "in-flight"),
-    Mutant("decode-mma-hide", "decode_mma.cu", "key >= seen[m][i / 2].end)", "key > seen[m][i / 2].end)",
+    Mutant("decode-mma-hide", "decode_mma.cu", "key >= seen.end)", "key > seen.end)",
            "decode_tensor_cores", "wrong"),
     Mutant("decode-mma-beyond", "attention/decode_warps.cuh", "mine < work.keys.end)", "mine <= work.keys.end)",
            "decode_tensor_cores", "wrong"),
@@ -284,7 +284,7 @@ MUTANTS = [
     Mutant("fma-lanes", "core/fma_tile.cuh", "add_lanes<ROWS, LANES>(sums);", "", "decode_float32", "wrong"),
     Mutant("rows-columns-beyond", "attention/decode_warps.cuh", "&& VEC * (group + chunk) < cols;", ";",
            "decode_float32", "wrong"),
-    Mutant("rows-numbers-beyond", "attention/decode_warps.cuh", "from != ABSENT && col + number < cols ?",
+    Mutant("rows-numbers-beyond", "attention/decode_warps.cuh", "from != ABSENT && col < cols ?",
            "from != ABSENT ?", "decode_float32_pages", "wrong"),
     # Keys cut into parts, and blocks of decoding that take turns.
     Mutant("cut-first-key", "attention/mask.cuh", "return largest(kv_first, within(row", "return largest(0, within(row",
