@@ -254,7 +254,7 @@ MUTANTS = [
            "(strides.row | strides.token | strides.head | cols) % VEC == 0", "true", "decode_tensor_codes",
            "misaligned"),
     Mutant("decode-codes-beyond", "attention/decode_warps.cuh", "mine < work.keys.end", "mine <= work.keys.end",
-           "decode_tensor_codes", "wrong"),
+           "decode_tensor_codes", "out-of-bounds"),
     # Decoding of float32 on the plain units, and what it shares with the tensor cores' kernel.
     Mutant("decode-fma-tile-there", "attention/decode_warps.cuh", "__syncwarp();       // the tile is there", BARRIER,
            "decode_float32", "race"),
