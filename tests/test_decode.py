@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from backends import anything, on_numpy
+from backends import anything, host, on_numpy
 from hypothesis import strategies as st
 
 import cuflash
@@ -344,12 +344,20 @@ def test_bits_do_not_depend_on_the_number_of_heads(backend, make_cache, normal, 
 
 @pytest.mark.parametrize("backend", ["emulator"], indirect=True)
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
-@pytest.mark.parametrize("options", [{}, {"window": (20, None)}, {"splits": 3}], ids=list)
-def test_blocks_that_take_turns_give_the_same_bits(options, dtype, backend, make_cache, normal, monkeypatch):
-    """37 sequences of up to 6 parts, most of which have fewer, on a device that runs 8 blocks."""
-    lengths = np.random.default_rng(0).integers(0, 91, 37) * (np.arange(37) % 3 > 0)
-    k, v = normal(37, 1, 90, 16, dtype=dtype), normal(37, 1, 90, 8, dtype=dtype, seed=1)
-    q = backend.asarray(normal(5, 2, 1, 16, dtype=dtype, seed=2)[np.arange(37) % 5])
+@pytest.mark.parametrize(
+    ("lq", "options"),
+    [(1, {}), (1, {"window": (20, None)}), (1, {"splits": 3}), (20, {"splits": 8})],
+    ids=["1", "1-window", "1-splits", "20-splits"],
+)
+def test_blocks_that_take_turns_give_the_same_bits(lq, options, dtype, backend, check, make_cache, normal, monkeypatch):
+    """Sequences of up to 8 parts, most of which have fewer, on a device that runs 8 blocks; 20 queries make several
+    tiles, which see different numbers of keys. Counters must be as they were.
+    """
+    count = 37 if lq == 1 else 9
+    lengths = np.random.default_rng(0).integers(0, 91, count) * (np.arange(count) % 3 > 0)
+    k, v = normal(count, 1, 90, 16, dtype=dtype), normal(count, 1, 90, 8, dtype=dtype, seed=1)
+    queries = normal(5, 2, lq, 16, dtype=dtype, seed=2)[np.arange(count) % 5]
+    q = backend.asarray(queries)
     results = {}
     with backend.tiles("small"):
         cache = make_cache(k, v, lengths)
@@ -357,8 +365,10 @@ def test_blocks_that_take_turns_give_the_same_bits(options, dtype, backend, make
             monkeypatch.setattr(_gpu_decode_plan, "WAVES_MOST", waves)
             _gpu_decode_plan.plan_decode.cache_clear()
             assert ("which take turns at" in cuflash.explain(cuflash.decode, q, cache, **options)) == (waves == 2)
-            for seqs in (None, list(range(36, -1, -1))):
+            for seqs in (None, list(range(count))[::-1]):
                 out, lse = cuflash.decode(q, cache, seqs=seqs, return_lse=True, **options)
                 results[waves, seqs is None] = backend.to_numpy(out).tobytes(), backend.to_numpy(lse).tobytes()
+            assert not host(cache._store().kept.tickets).any()
+        check.decode(queries, cache, **options)
     assert results[1000, True] == results[2, True]
     assert results[1000, False] == results[2, False] != results[2, True]

@@ -11,13 +11,16 @@ struct KeyPart {
     int begin, end, count;  // count: parts of the tile, at least 1, so that a tile that sees nothing has an owner
     bool exists;            // blocks are there for as many parts as any tile can have
 
-    // Part `index` of the keys first ... stop - 1: cut every `part_keys`, or into `splits` parts if that is not 0.
+    // Part `index` of the keys first ... stop - 1: cut every `part_keys`, or into `splits` parts if that is not 0, of
+    // which none is empty. More keys never make fewer parts: those of a tile are among those of all its sequence's keys.
     static __device__ __forceinline__ KeyPart of(int index, int first, int stop, int part_keys, int splits) {
-        const int keys = largest(0, stop - first);
-        const int size = splits == 0 ? part_keys : largest(1, int(ceil_div<int64_t>(keys, splits)));
-        const int count = largest(1, int(ceil_div<int64_t>(keys, size)));
-        const int64_t begin = first + int64_t(index) * size;
-        return {int(least<int64_t>(begin, stop)), int(least<int64_t>(begin + size, stop)), count, index < count};
+        const int64_t keys = largest(0, stop - first);
+        const int most = splits == 0 ? int(ceil_div<int64_t>(keys, part_keys)) : int(least<int64_t>(splits, keys));
+        const int count = largest(1, most);
+        const auto cut = [&](int64_t part) {
+            return first + int(least(keys, splits == 0 ? part * part_keys : part * keys / count));
+        };
+        return {cut(index), cut(int64_t(index) + 1), count, index < count};
     }
 };
 
