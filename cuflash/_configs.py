@@ -14,6 +14,7 @@ ITEMSIZES = {"float16": 2, "bfloat16": 2, "float32": 4, "float64": 8}
 DIM_MOST = 512  # of d and dv
 # Bytes of shared memory that a block may have on every GPU whose tensor cores take the dtype: 7.5, 8.6.
 MMA_SMEM_BLOCK = {"float16": 64 << 10, "bfloat16": 99 << 10}
+SMEM_RESERVED = 1024  # bytes that a block takes of a multiprocessor besides its own (on 7.5 none)
 COPY_CHUNK_BYTES = 16384  # of a page of an array, that a block of copy_pages takes
 
 Members = Mapping[str, int | bool | str]
@@ -89,9 +90,21 @@ def fwd_mma(dtype: str, d: int, dv: int) -> list[Mma]:
         return []
     members: Members = {"dtype": f"Dtype::{dtype}", "head_dim": dims[0][0], "value_dim": dims[0][1]}
     rows = [MmaTiles(*row) for row in _tuning.FWD_MMA[dims[0]]]
-    for_all = [i for i, tiles in enumerate(rows) if tiles.smem_bytes <= MMA_SMEM_BLOCK[dtype]]
+    for_all = [i for i, tiles in enumerate(rows) if blocks_at_once(tiles, MMA_SMEM_BLOCK[dtype]) == tiles.blocks]
     rows = rows[: for_all[0] + 1] if for_all else rows
     return [Mma((*members.items(), *_members(tiles)), tiles) for tiles in rows]
+
+
+def best_fwd_mma(dtype: str, d: int, dv: int, smem_block: int) -> Mma | None:
+    """The first of them of which a multiprocessor has room for as many blocks as it should hold, else for one."""
+    fitting = [variant for variant in fwd_mma(dtype, d, dv) if variant.tiles.smem_bytes <= smem_block]
+    full = [variant for variant in fitting if blocks_at_once(variant.tiles, smem_block) == variant.tiles.blocks]
+    return next(iter(full or fitting), None)
+
+
+def blocks_at_once(tiles: Tiles | MmaTiles | DecodeTiles, smem_block: int) -> int:
+    """Blocks that run at once on a multiprocessor, a block of which may ask for so many bytes of shared memory."""
+    return min(tiles.blocks, (smem_block + SMEM_RESERVED) // (tiles.smem_bytes + SMEM_RESERVED))
 
 
 @lru_cache

@@ -59,7 +59,8 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
     numbers = p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
     step = Step(KernelSpec(kernel, variant.config), 0, tile.smem_bytes, _gpu_plan.threads_of(variant))
-    plan = DecodePlan(step, gpu.sms * tile.blocks, tiles, part_keys, parts, tiles, numbers, "")
+    resident = gpu.sms * _configs.blocks_at_once(tile, gpu.smem_block)
+    plan = DecodePlan(step, resident, tiles, part_keys, parts, tiles, numbers, "")
     plan = plan._replace(step=decode_step(plan, parts))
     cut = f"into {p.splits} part(s), as asked" if p.splits else f"every {part_keys}"
     turns = f", which take turns at up to {tiles * parts} parts" if takes_turns(plan, parts) else ""

@@ -89,10 +89,11 @@ def _plan_few_queries(problem: Problem, gpu: Gpu) -> ForwardPlan | None:
     if p.mask or p.ragged or axes or rows > _tuning.FEW_QUERIES:
         return None
     kernel, variant = choose_decode(p, gpu, rows)
-    if not isinstance(variant, _configs.DecodeMma):
-        return None
     tile = variant.tiles
-    tiles = prod(p.batch) * p.hk * -(-rows // tile.q_tile)
+    reads = -(-rows // tile.q_tile)  # of each key; tiles of one head read it for each head
+    if not isinstance(variant, _configs.DecodeMma) or reads > p.group:
+        return None
+    tiles = prod(p.batch) * p.hk * reads
     parts, part_keys = _cut_keys(p, gpu, tiles, variant)
     step = make_step(p, kernel, variant, tiles * parts)
     why = (
@@ -104,11 +105,9 @@ def _plan_few_queries(problem: Problem, gpu: Gpu) -> ForwardPlan | None:
 def _choose(problem: Problem, gpu: Gpu) -> tuple[str, _configs.Mma | _configs.Simt]:
     """Tensor cores for 16-bit numbers, as far as there are tiles for the dims."""
     p = problem
-    if p.d and p.dv:
-        for variant in _configs.fwd_mma(p.dtype, p.d, p.dv):
-            fits = variant.tiles.smem_bytes <= gpu.smem_block
-            if fits and runs_on(KernelSpec("fwd_mma", variant.config), gpu.arch):
-                return "fwd_mma", variant
+    variant = _configs.best_fwd_mma(p.dtype, p.d, p.dv, gpu.smem_block) if p.d and p.dv else None
+    if variant is not None and runs_on(KernelSpec("fwd_mma", variant.config), gpu.arch):
+        return "fwd_mma", variant
     return "fwd_simt", _configs.fwd_simt(p.dtype, p.d, p.dv)
 
 
@@ -118,7 +117,8 @@ def _cut_keys(problem: Problem, gpu: Gpu, tiles: int, variant: Variant) -> tuple
     reach = p.lk  # keys that the queries of a tile see, and those before them in their first tile of keys
     if p.left is not None and p.right is not None:
         reach = min(reach, p.left + p.right + min(p.lq, tile.q_tile) + tile.kv_tile)
-    parts = min(gpu.sms * tile.blocks // max(1, tiles), reach // _tuning.PART_KEYS_LEAST)
+    resident = gpu.sms * _configs.blocks_at_once(tile, gpu.smem_block)
+    parts = min(resident // max(1, tiles), reach // _tuning.PART_KEYS_LEAST)
     if not 0 < tiles < gpu.sms or parts < 2:
         return 1, ALL_KEYS
     part_keys = -(-reach // (parts * tile.kv_tile)) * tile.kv_tile

@@ -37,9 +37,10 @@ BLOCK_WORK_LEAST = 4_000_000
 SMALL_WORK = 50_000_000
 
 # fwd_mma: (columns of q and k, of v) to rows of queries and keys of a tile, warps, blocks that a multiprocessor is to
-# hold, bytes of shared memory. The first row is taken that a block of the device has shared memory for; two row tiles
-# for a warp (128 queries for 4 warps) halve what it reads from shared memory, which bounds 64 x 64. None was timed on a
-# GPU yet; none spills on an architecture that takes it (sm_75 takes 64 queries at 128 columns: 64 bytes with 128).
+# hold, bytes of shared memory. The first row is taken of which the device has shared memory for all these blocks, else
+# for one: 128 queries of 128 columns where there are 164 KB, 64 where there are 100. Two row tiles for a warp (128
+# queries for 4 warps) halve what it reads from shared memory, which bounds 64 x 64. None was timed on a GPU yet; none
+# spills on an architecture that takes it (sm_75 takes 64 queries at 128 columns: 64 bytes with 128).
 MmaTable = dict[tuple[int, int], tuple[tuple[int, int, int, int, int], ...]]
 FWD_MMA: MmaTable = {
     (32, 32): ((128, 64, 4, 3, 20864),),
@@ -110,8 +111,8 @@ DECODE_FMA: DecodeTable = {
     (4, 256): ((4, 2, 3, 2, 98704), (8, 2, 3, 1, 99088)),
 }
 
-# Attention with at most so many queries for a key/value head is worked on as decoding is: tiles of all of them, which
-# read a key once or twice, in place of a tile of 64 or 128 rows for each head. Not timed on a GPU yet.
+# Attention with at most so many queries for a key/value head is worked on as decoding is, where that reads keys no more
+# often: tiles of all of them in place of a tile of 64 or 128 rows for each head. Not timed on a GPU yet.
 FEW_QUERIES = 64
 # Keys of a part of the forward pass, at the least: reading them takes about as long as merging it. Not timed either.
 PART_KEYS_LEAST = 256

@@ -100,6 +100,8 @@ def test_blocks_take_turns_where_there_would_be_many():
     plan = plan_decode(many, GPU)
     assert plan.step.grid == plan.resident == 3 * 132
     assert "396 block(s) for 132 multiprocessors, which take turns at up to 131072 parts" in plan.why
+    assert plan_decode(many, Gpu("sm_80", 108, 163 << 10)).resident == 2 * 108
+    assert plan_decode(many, Gpu("sm_86", 84, 99 << 10)).resident == 84
 
 
 def test_one_part_needs_no_workspace():

@@ -41,7 +41,7 @@ def test_parts_cover_all_that_a_tile_of_queries_can_see(hk, lq, lk, dtype, left,
     assert tiles < sms
     assert found.forward.grid <= sms * config["blocks"]
     assert found.workspace == found.parts * 2 * hk * lq * 65 * 4
-    kv_tile = config.get("kv_tile", 1)
+    kv_tile = config["kv_tile"] if "kv_tile" in config else 16 * config["warps"]
     assert found.part_keys % kv_tile == 0
     q_tile = min(lq, config["q_tile"])
     for offset in (0, lk - lq, lk // 2):
@@ -61,7 +61,13 @@ def test_parts_cover_all_that_a_tile_of_queries_can_see(hk, lq, lk, dtype, left,
         ({"dtype": "bfloat16", "hq": 8, "hk": 8, "lq": 16, "lk": 65536, "mask": True}, "fwd_mma", 32),
         ({"dtype": "bfloat16", "hq": 8, "hk": 8, "lq": 16, "lk": 65536, "ragged": True}, "fwd_mma", 32),
         ({"dtype": "bfloat16", "batch": (2, 2), "lq": 16, "lk": 65536}, "fwd_mma", 32),
-        ({"dtype": "bfloat16", "batch": (1, 2), "lq": 16, "lk": 65536}, "decode_mma", 128),
+        ({"dtype": "bfloat16", "batch": (1, 2), "lq": 16, "lk": 65536}, "decode_mma", 171),
+        ({"dtype": "bfloat16", "hq": 8, "hk": 8, "lq": 32, "lk": 65536}, "decode_mma", 49),
+        ({"dtype": "bfloat16", "hq": 8, "hk": 8, "lq": 33, "lk": 65536}, "fwd_mma", 32),
+        ({"dtype": "bfloat16", "hq": 64, "hk": 64, "lq": 49, "lk": 49}, "fwd_mma", 1),
+        ({"dtype": "bfloat16", "hq": 64, "hk": 64, "lq": 1, "lk": 49}, "decode_mma", 1),
+        ({"dtype": "bfloat16", "hq": 8, "hk": 4, "lq": 16, "lk": 65536, "d": 256, "dv": 256}, "decode_mma", 16),
+        ({"dtype": "bfloat16", "hq": 8, "hk": 4, "lq": 17, "lk": 65536, "d": 256, "dv": 256}, "fwd_mma", 16),
         ({"dtype": "bfloat16", "hq": 32, "hk": 32, "lq": 1024, "lk": 65536}, "fwd_mma", 1),
         ({"dtype": "float64", "hq": 1, "lq": 16, "lk": 65536}, "fwd_simt", 256),
         ({"dtype": "bfloat16", "hq": 1, "lq": 16, "lk": 65536, "left": 100, "right": 0}, "decode_mma", 1),
@@ -71,6 +77,22 @@ def test_keys_are_cut_where_multiprocessors_would_stand_idle(sizes, kernel, part
     found = plan(**sizes)
     assert found.forward.spec.kernel == kernel
     assert found.parts == parts
+
+
+@pytest.mark.parametrize(
+    ("gpu", "sizes", "blocks"),
+    [
+        (Gpu("sm_80", 108, 163 << 10), {"hq": 16, "hk": 4, "lq": 16, "d": 128, "dv": 128}, 2),
+        (Gpu("sm_80", 108, 163 << 10), {"hq": 4, "hk": 4, "lq": 256, "d": 128, "dv": 128}, 2),
+        (Gpu("sm_86", 84, 99 << 10), {"hq": 8, "hk": 4, "lq": 16}, 1),
+        (Gpu("sm_86", 84, 99 << 10), {"hq": 4, "hk": 4, "lq": 256, "d": 128, "dv": 128}, 2),
+    ],
+)
+def test_no_more_blocks_than_there_is_shared_memory_for(gpu, sizes, blocks):
+    step = plan(gpu, dtype="bfloat16", lk=65536, **sizes).forward
+    assert (blocks - 1) * gpu.sms < step.grid <= blocks * gpu.sms
+    room = gpu.smem_block + 1024  # of a multiprocessor; a block takes 1024 bytes besides its own
+    assert blocks * (step.smem_bytes + 1024) <= room < (blocks + 1) * (step.smem_bytes + 1024)
 
 
 def test_few_queries_are_those_that_a_table_says():
