@@ -91,7 +91,7 @@ def _plan_few_queries(problem: Problem, gpu: Gpu) -> ForwardPlan | None:
     kernel, variant = choose_decode(p, gpu, rows)
     tile = variant.tiles
     reads = -(-rows // tile.q_tile)  # of each key; tiles of one head read it for each head
-    if not isinstance(variant, _configs.DecodeMma) or reads > p.group:
+    if isinstance(variant, _configs.Simt) or reads > p.group:
         return None
     tiles = prod(p.batch) * p.hk * reads
     parts, part_keys = _cut_keys(p, gpu, tiles, variant)

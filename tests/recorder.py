@@ -177,7 +177,7 @@ def integers_seen(launch, name):
     return look(given["data"], problem["batch"], given["batch"], INTEGERS_READ[int(given["bytes"])]).ravel()
 
 
-def operands(normal, batches, hq=4, hk=2, lq=5, lk=7, d=3, dv=2, dtype="float32"):
+def operands(normal, batches, hq=4, hk=2, lq=9, lk=7, d=3, dv=2, dtype="float32"):
     shapes = ((hq, lq, d), (hk, lk, d), (hk, lk, dv))
     return [normal(*batch, *shape, dtype=dtype, seed=i) for i, (batch, shape) in enumerate(zip(batches, shapes))]
 

@@ -45,7 +45,7 @@ def test_kernels_find_strided_operands_without_copies(view, layout, recorder, no
     for name, array in zip("qkv", (q, k, v)):
         expect(seen(launch, name, array.shape[1:], array.dtype), array, (2,), array.shape[1:])
     problem = launch.params["problem"]
-    assert [problem[name] for name in ("hq", "group", "lq", "lk", "d", "dv")] == [4, 2, 5, 7, 3, 2]
+    assert [problem[name] for name in ("hq", "group", "lq", "lk", "d", "dv")] == [4, 2, 9, 7, 3, 2]
 
 
 @pytest.mark.parametrize(
@@ -62,8 +62,8 @@ def test_kernels_find_strided_operands_without_copies(view, layout, recorder, no
 def test_batch_axes_broadcast_and_merge(batches, recorder, normal):
     q, k, v = operands(normal, batches)
     batch = np.broadcast_shapes(*batches)
-    mask = np.arange(5 * 7).reshape(5, 7) % 3 > 0
-    bias = normal(*batches[1], 1, 5, 1)
+    mask = np.arange(9 * 7).reshape(9, 7) % 3 > 0
+    bias = normal(*batches[1], 1, 9, 1)
     lengths = np.arange(np.prod(batches[2], dtype=int)).reshape(batches[2])
     options = {name: on_device(array) for name, array in (("mask", mask), ("bias", bias), ("kv_lengths", lengths))}
     out, lse = cuflash.attention(*map(on_device, (q, k, v)), **options, return_lse=True)
@@ -71,11 +71,11 @@ def test_batch_axes_broadcast_and_merge(batches, recorder, normal):
     assert np.prod(launch.params["problem"]["batch"]) == np.prod(batch)
     for name, array in zip("qkv", (q, k, v)):
         expect(seen(launch, name, array.shape[-3:], array.dtype), array, batch, array.shape[-3:])
-    expect(seen(launch, "mask", (4, 5, 7), bool), mask, batch, (4, 5, 7))
-    expect(seen(launch, "bias", (4, 5, 7), np.float32), bias, batch, (4, 5, 7))
+    expect(seen(launch, "mask", (4, 9, 7), bool), mask, batch, (4, 9, 7))
+    expect(seen(launch, "bias", (4, 9, 7), np.float32), bias, batch, (4, 9, 7))
     np.testing.assert_array_equal(integers_seen(launch, "kv_lengths"), np.broadcast_to(lengths, batch).ravel())
-    fill(launch, "out", out, (4, 5, 2))
-    fill(launch, "lse", lse, (4, 5, 1))
+    fill(launch, "out", out, (4, 9, 2))
+    fill(launch, "lse", lse, (4, 9, 1))
 
 
 def test_axes_that_no_merging_brings_down_to_four_are_named(recorder, normal):
@@ -128,7 +128,7 @@ def test_few_queries_arrive_as_those_of_a_cache(batch, lk, recorder, normal):
     launch, *others = recorder.launches
     params, b, parts = launch.params, int(np.prod(batch)), 1 if lk == 7 else 4
     assert recorder.names() == ["decode_mma", "merge"][: 1 + (parts > 1)]
-    assert [params[name] for name in ("b", "hq", "hk", "lq", "d", "dv", "parts")] == [b, 4, 2, 5, 16, 8, parts]
+    assert [params[name] for name in ("b", "hq", "hk", "lq", "d", "dv", "parts")] == [b, 4, 2, 9, 16, 8, parts]
     assert [params[name] for name in ("q_offset", "left", "right", "softcap", "limit")] == [
         -2,
         3000,
@@ -138,20 +138,20 @@ def test_few_queries_arrive_as_those_of_a_cache(batch, lk, recorder, normal):
     ]
     assert [params[name] for name in ("seqs", "lengths", "tickets", "splits")] == [0] * 4
     one = (1, 1, 1, b)
-    expect(launch.read(params["q"], params["q_strides"], (*one, 4, 5, 16), q.dtype), q, batch, (4, 5, 16))
+    expect(launch.read(params["q"], params["q_strides"], (*one, 4, 9, 16), q.dtype), q, batch, (4, 9, 16))
     for name, array, dim in (("k", k, 16), ("v", v, 8)):
         steps = [params["cache"][f"{name}_strides"][axis] for axis in ("row", "head", "token", "col")]
         found = look(params["cache"][name], (b, 2, lk, dim), steps, array.dtype)
         expect(found, array, batch, (2, lk, dim))
-    found = launch.read(params["bias"]["data"], params["bias"]["strides"], (*one, 4, 5, lk), bias.dtype)
-    expect(found, bias, batch, (4, 5, lk))
+    found = launch.read(params["bias"]["data"], params["bias"]["strides"], (*one, 4, 9, lk), bias.dtype)
+    expect(found, bias, batch, (4, 9, lk))
     if parts == 1:
-        target = launch.read(params["out"], params["out_strides"], (*one, 4, 5, 8), out.dtype)
+        target = launch.read(params["out"], params["out_strides"], (*one, 4, 9, 8), out.dtype)
         target[...] = np.arange(target.size).reshape(target.shape)
         found = np.swapaxes(values_of(out), -3, -2)
         np.testing.assert_array_equal(found.ravel(), np.arange(target.size))
         return
-    rows = b * 4 * 5
+    rows = b * 4 * 9
     assert recorder.made[-1] == ((parts * rows * 9,), np.float32)
     merge = others[0].params
     given = merge["given"][0]
@@ -170,7 +170,7 @@ def test_without_options_every_pointer_is_null(recorder, normal):
     assert [problem[name]["data"] for name in ("bias", "slopes", "sinks", "q_offset", "kv_lengths")] == [0] * 5
     assert [problem[name] for name in ("mask", "q_starts", "kv_starts", "softcap", "total_q")] == [0] * 5
     assert (problem["left"], problem["right"]) == (FARTHEST, FARTHEST)
-    assert (problem["q_offset"]["value"], problem["kv_lengths"]["value"]) == (2, 7)
+    assert (problem["q_offset"]["value"], problem["kv_lengths"]["value"]) == (-2, 7)
     assert launch.params["lse"] == launch.params["sum"] == 0
 
 
@@ -242,12 +242,12 @@ def test_slopes_are_copied_to_a_device_once(recorder, normal):
 def test_every_array_is_checked_to_lie_on_the_current_device(recorder, normal):
     q, k, v = map(on_device, operands(normal, [(2,)] * 3))
     options = {
-        "mask": on_device(np.ones((5, 7), bool)),
+        "mask": on_device(np.ones((9, 7), bool)),
         "bias": on_device(normal(7)),
         "sinks": on_device(normal(4)),
     }
     options |= {name: on_device(np.array([2, 3])) for name in ("q_offset", "kv_lengths")}
-    out, lse = on_device(normal(2, 4, 5, 2)), on_device(normal(2, 4, 5))
+    out, lse = on_device(normal(2, 4, 9, 2)), on_device(normal(2, 4, 9))
     cuflash.attention(q, k, v, **options, out=out, lse_out=lse)
     assert set(recorder.checked) == {"q", "k", "v", "mask", "bias", "sinks", "q_offset", "kv_lengths", "out", "lse_out"}
     cuflash.attention_backward(out, q, k, v, out, lse, dlse=lse)
@@ -264,9 +264,9 @@ def test_results_take_the_memory_order_of_q(view, recorder, normal):
     q = look_at(laid_out(q))
     out = cuflash.attention(*map(on_device, (q, k, v)))
     assert out.strides == cuflash.attention(q, k, v).strides
-    back = cuflash.attention_backward(out, *map(on_device, (q, k, v)), out, on_device(normal(2, 4, 5))).dq
+    back = cuflash.attention_backward(out, *map(on_device, (q, k, v)), out, on_device(normal(2, 4, 9))).dq
     assert back.strides == np.empty_like(q).strides
-    turned = cuflash.rotary(on_device(q), [1] * 5, dim=2)
+    turned = cuflash.rotary(on_device(q), [1] * 9, dim=2)
     assert turned.strides == np.empty_like(q).strides
 
 
@@ -279,28 +279,28 @@ def test_results_take_any_order_of_axes(order, recorder, normal):
 
 def test_memory_that_is_handed_in_is_all_that_is_used(recorder, normal):
     q, k, v = map(on_device, operands(normal, [(2,)] * 3))
-    out, lse = on_device(normal(2, 4, 2, 5).swapaxes(2, 3)), on_device(normal(2, 4, 10)[..., ::2])
+    out, lse = on_device(normal(2, 4, 2, 9).swapaxes(2, 3)), on_device(normal(2, 4, 18)[..., ::2])
     found = cuflash.attention(q, k, v, out=out, lse_out=lse, return_lse=True)
     assert found[0] is out and found[1] is lse
     assert (recorder.made, recorder.moved) == ([], [])
-    fill(recorder.launches[0], "out", out, (4, 5, 2))
-    fill(recorder.launches[0], "lse", lse, (4, 5, 1))
+    fill(recorder.launches[0], "out", out, (4, 9, 2))
+    fill(recorder.launches[0], "lse", lse, (4, 9, 1))
 
 
 def test_an_lse_that_nobody_wants_takes_no_memory(recorder, normal):
     arrays = list(map(on_device, operands(normal, [()] * 3)))
     cuflash.attention(*arrays)
-    assert recorder.made == [((4, 5, 2), np.float32)]
+    assert recorder.made == [((4, 9, 2), np.float32)]
 
 
 def test_an_output_over_an_operand_is_refused_without_a_look_at_either(recorder, normal):
-    memory = normal(2, 4, 5, 4)
+    memory = normal(2, 4, 9, 4)
     arrays = [on_device(memory[..., :2]), *map(on_device, operands(normal, [(2,)] * 3, d=2)[1:])]
     cuflash.attention(*arrays, out=on_device(memory[..., 2:]))
     with pytest.raises(ProblemError, match="`out` overlaps `q` in memory"):
         cuflash.attention(*arrays, out=on_device(memory[..., 1:3]))
     with pytest.raises(ProblemError, match="`out` overlaps itself in memory"):
-        cuflash.attention(*arrays, out=on_device(as_strided(memory[:, :, :1, 2:], (2, 4, 5, 2), (320, 80, 0, 4))))
+        cuflash.attention(*arrays, out=on_device(as_strided(memory[:, :, :1, 2:], (2, 4, 9, 2), (576, 144, 0, 4))))
     assert recorder.names() == ["fwd_simt"]
 
 
@@ -310,10 +310,10 @@ def test_nothing_is_launched_for_nothing(sizes, recorder, normal):
     q, k, v = map(on_device, operands(normal, [(b,)] * 3, hq, hk, lq, lk, d, dv))
     out, lse = cuflash.attention(q, k, v, return_lse=True)
     assert out.shape == (b, hq, lq, dv) and lse.shape == (b, hq, lq)
-    assert recorder.names() == ["fwd_simt"] * bool(lse.size)
+    assert len(recorder.names()) == bool(lse.size)
     recorder.launches.clear()
     cuflash.attention(q, k, v)
-    assert recorder.names() == ["fwd_simt"] * bool(out.size)
+    assert len(recorder.names()) == bool(out.size)
     recorder.launches.clear()
     cuflash.attention_weights(q, k)
     assert recorder.names() == ["fwd_simt", "weights_simt"] * bool(b * hq * lq * lk)
@@ -334,5 +334,5 @@ def test_weights_take_maxima_and_sums_from_a_launch_of_their_own(recorder, norma
     assert first.params["lse_strides"] == second.params["row_strides"]
     assert (second.params["problem"]["q_tiles"], second.params["kv_tiles"]) == (1, 1)
     assert second.params["problem"]["dv"] == 0
-    fill(second, "weights", weights, (4, 5, 7))
-    assert recorder.made == [((2, 4, 5, 7), np.float32), *[((2, 4, 5), np.float32)] * 2]
+    fill(second, "weights", weights, (4, 9, 7))
+    assert recorder.made == [((2, 4, 9, 7), np.float32), *[((2, 4, 9), np.float32)] * 2]

@@ -69,6 +69,9 @@ def test_parts_cover_all_that_a_tile_of_queries_can_see(hk, lq, lk, dtype, left,
         ({"dtype": "bfloat16", "hq": 8, "hk": 4, "lq": 16, "lk": 65536, "d": 256, "dv": 256}, "decode_mma", 16),
         ({"dtype": "bfloat16", "hq": 8, "hk": 4, "lq": 17, "lk": 65536, "d": 256, "dv": 256}, "fwd_mma", 16),
         ({"dtype": "bfloat16", "hq": 32, "hk": 32, "lq": 1024, "lk": 65536}, "fwd_mma", 1),
+        ({"dtype": "float32", "hq": 8, "hk": 2, "lq": 1, "lk": 65536}, "decode_fma", 256),
+        ({"dtype": "float32", "hq": 8, "hk": 2, "lq": 8, "lk": 65536}, "decode_fma", 49),
+        ({"dtype": "float32", "hq": 8, "hk": 2, "lq": 9, "lk": 65536}, "fwd_simt", 49),
         ({"dtype": "float64", "hq": 1, "lq": 16, "lk": 65536}, "fwd_simt", 256),
         ({"dtype": "bfloat16", "hq": 1, "lq": 16, "lk": 65536, "left": 100, "right": 0}, "decode_mma", 1),
     ],
@@ -151,8 +154,9 @@ def test_results_are_those_of_the_formula(dtype, lq, name, lk, check, backend, q
     q, k, v = qkv(1, 2, 1, lq, lk, 40, 24, dtype=dtype)
     with backend.tiles("small"):
         out, lse = check.attention(q, k, v, **options_for(name, 2, lq, lk, normal))
-    on_tensor_cores = "decode_mma" if lq == 2 else "fwd_mma"
-    assert_launched(backend, on_tensor_cores if dtype == "float16" else "fwd_simt", "merge")
+    few = {"float16": "decode_mma", "float32": "decode_fma"}
+    tiles = {"float16": "fwd_mma"}
+    assert_launched(backend, (few if lq == 2 else tiles).get(dtype, "fwd_simt"), "merge")
     if name == "no key":
         assert not out.any()
         assert np.isneginf(lse).all()
