@@ -5,6 +5,7 @@ numbers of the operands, and any look at an array on the way is an error of the 
 """
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from recorder import DTYPES, KINDS, expect, fill, install, integers_seen, look, 
 
 import cuflash
 from cuflash import Alibi, ProblemError, UnsupportedError, masks
-from cuflash._cuda.operands import merge_axes
+from cuflash._cuda.operands import CONSTANTS, merge_axes
 from cuflash._params import FARTHEST
 
 
@@ -236,7 +237,32 @@ def test_slopes_are_copied_to_a_device_once(recorder, normal):
     assert [x.tolist() for x in recorder.moved] == [slopes, slopes]
     given = recorder.launches[-1].params["problem"]["slopes"]
     assert look(given["data"], (4,), [given["strides"]["head"]], np.float64).tolist() == slopes
+
     assert given["dtype"] == 3
+
+
+def test_slopes_that_a_graph_reads_stay(recorder, normal, monkeypatch):
+    """However many others are used after them; those that no graph reads are let go."""
+    arrays, made, asarray = list(map(on_device, operands(normal, [()] * 3))), [], recorder.asarray
+
+    def keep_no_array(host):
+        array = asarray(host)
+        made.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(recorder, "asarray", keep_no_array)
+    used = [Alibi([0.5, 0.25, 0.125, 1 / (i + 1)]) for i in range(CONSTANTS + 2)]
+    for bias in used[:2]:
+        cuflash.attention(*arrays, bias=bias)
+    with monkeypatch.context() as capture:
+        capture.setattr(recorder, "capturing", lambda: True)
+        cuflash.attention(*arrays, bias=used[0])
+    for bias in used[2:]:
+        cuflash.attention(*arrays, bias=bias)
+    assert [array() is not None for array in made[:3]] == [True, False, True]
+    cuflash.attention(*arrays, bias=used[0])
+    first, *_, last = (launch.params["problem"]["slopes"]["data"] for launch in recorder.launches)
+    assert (first, len(made)) == (last, len(used))
 
 
 def test_every_array_is_checked_to_lie_on_the_current_device(recorder, normal):

@@ -105,11 +105,10 @@ class Kept:
             self.hold(self.numbers)
             self.numbers = runtime.empty((numbers,), dtype)
 
-    def hold(self, used: Any) -> Any:
+    def hold(self, used: Any) -> None:
         """Something that a graph may know of, which then stays."""
         if self.captured and used is not None:
             self._held.append(used)
-        return used
 
 
 def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
@@ -125,7 +124,7 @@ def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
     limit = _limit(call, kept, kept.capturing(runtime))
     parts = count_parts(p, plan.part_keys, limit)
     if plan.tiles and (out.size or lse is not None):
-        rows, slopes = kept.rows(runtime, o.seqs), kept.hold(None if o.slopes is None else constant(runtime, o.slopes))
+        rows, slopes = kept.rows(runtime, o.seqs), None if o.slopes is None else constant(runtime, o.slopes)
         kept.make_room(runtime, plan.tickets, plan.numbers, p.accumulator)
         out_at, out_strides = of_array(runtime, call.canonical(out) if out.size else None, ENTRIES)
         lse_at, lse_strides = of_array(runtime, None if lse is None else call.canonical_lse(lse), ENTRIES, 2)

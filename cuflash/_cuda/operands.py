@@ -155,14 +155,24 @@ def _constant(runtime: Any, place: tuple[int, ...], content: bytes, shape: tuple
     return runtime.asarray(np.frombuffer(content, np.float64).reshape(shape).copy())
 
 
+_in_graphs: dict[tuple[Any, ...], Array] = {}  # by the arguments of `_constant`
+
+
 def constant(runtime: Any, host: np.ndarray) -> Array:
     """A float64 array of the host on the device; a small one is kept there for the next call that has the same numbers.
 
-    It is kept for the current stream: on another one its copy may not be done yet.
+    It is kept for the current stream: on another one its copy may not be done yet. One that is used while a graph is
+    captured stays until the process ends: nobody tells when the last replay is over.
     """
     if host.nbytes > CONSTANT_BYTES:
         return runtime.asarray(np.ascontiguousarray(host))
-    return _constant(runtime, runtime.place(), host.tobytes(), host.shape)
+    key = (runtime, runtime.place(), host.tobytes(), host.shape)
+    found = _in_graphs.get(key)
+    if found is None:
+        found = _constant(*key)
+        if runtime.capturing():
+            _in_graphs[key] = found
+    return found
 
 
 def on_device(runtime: Runtime, function: str, operands: Operands) -> Operands:
