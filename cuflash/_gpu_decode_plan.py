@@ -61,7 +61,7 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     step = Step(KernelSpec(kernel, variant.config), 0, tile.smem_bytes, _gpu_plan.threads_of(variant))
     plan = DecodePlan(step, gpu.sms * tile.blocks, tiles, part_keys, parts, tiles, numbers, "")
     plan = plan._replace(step=decode_step(plan, parts))
-    cut = f"into {p.splits} part(s), as asked" if p.splits else f"every {part_keys}"
+    cut = f"into {parts} part(s), as asked" if p.splits else f"every {part_keys}"
     turns = f", which take turns at up to {tiles * parts} parts" if takes_turns(plan, parts) else ""
     why = (
         f"{kernel}: a block owns {tile.q_tile} of the {rows} queries that share a key/value head, and a part of "
@@ -93,12 +93,10 @@ def part_size(rows: int) -> int:
 
 
 def count_parts(problem: Problem, part_keys: int, limit: int) -> int:
-    """Parts that a sequence of up to `limit` keys can have."""
-    if problem.splits is not None:
-        return problem.splits
+    """Parts that a sequence of up to `limit` keys can have, each of a key or more."""
     if problem.left is not None and problem.right is not None:
         limit = min(limit, problem.left + problem.right + problem.lq)
-    return max(1, -(-limit // part_keys))
+    return max(1, -(-limit // part_keys) if problem.splits is None else min(problem.splits, limit))
 
 
 def decode_step(plan: DecodePlan, parts: int) -> Step:

@@ -67,10 +67,15 @@ def test_not_causal_looks_both_ways():
     assert plan_decode(problem(left=100, right=700), GPU).parts == -(-801 // 256)
 
 
-def test_splits_are_parts():
+def test_splits_are_parts_of_a_key_or_more():
     plan = plan_decode(problem(splits=7), GPU)
-    assert (plan.parts, count_parts(problem(splits=7), plan.part_keys, 10)) == (7, 7)
-    assert "cut into 7 part(s), as asked" in plan.why
+    assert [count_parts(problem(splits=7), plan.part_keys, limit) for limit in (0, 1, 6, 10)] == [1, 1, 6, 7]
+    assert plan.parts == 7 and "cut into 7 part(s), as asked" in plan.why
+    for splits in (5001, 2**31, 2**40):
+        plan = plan_decode(problem(splits=splits), GPU)
+        assert (plan.parts, plan.numbers) == (5000, 2 * 8 * 5000 * 65)
+        assert "cut into 5000 part(s)" in plan.why
+        assert plan_decode(problem(lq=3, left=20, splits=splits), GPU).parts == 23
 
 
 @pytest.mark.parametrize(

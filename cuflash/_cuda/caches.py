@@ -135,7 +135,7 @@ def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
             sinks=reals(runtime, o.sinks, ENTRIES, 1), left=_side(p.left), right=_side(p.right), scale=p.scale,
             softcap=p.softcap or 0.0, out=out_at, out_strides=out_strides, lse=lse_at, lse_strides=lse_strides,
             **_workspace(runtime, kept, plan, p.batch[0] * p.hq * p.lq * parts * p.dv), b=p.batch[0], hq=p.hq, hk=p.hk,
-            lq=p.lq, d=p.d, dv=p.dv, part_keys=plan.part_keys, splits=p.splits or 0, parts=parts,
+            lq=p.lq, d=p.d, dv=p.dv, part_keys=plan.part_keys, splits=parts if p.splits else 0, parts=parts,
             listed=int(takes_turns(plan, parts)), limit=limit,
         )  # fmt: skip
     return out, lse
