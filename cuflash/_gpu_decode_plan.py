@@ -36,8 +36,8 @@ class DecodePlan(NamedTuple):
     tiles: int  # of queries, over all sequences and key/value heads
     part_keys: int
     parts: int  # that a sequence as long as the cache allows is cut into
-    tickets: int  # counters that the workspace holds, and numbers of partial results
-    numbers: int
+    tickets: int  # counters that the workspace holds
+    numbers: int  # of partial results of so many parts
     why: str
 
 
@@ -57,8 +57,8 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     part_keys = part_size(rows)
     parts = count_parts(p, part_keys, p.lk)
     tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
-    numbers = p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
     step = Step(KernelSpec(kernel, variant.config), 0, tile.smem_bytes, _gpu_plan.threads_of(variant))
+    numbers = count_numbers(p, parts)
     plan = DecodePlan(step, gpu.sms * tile.blocks, tiles, part_keys, parts, tiles, numbers, "")
     plan = plan._replace(step=decode_step(plan, parts))
     cut = f"into {parts} part(s), as asked" if p.splits else f"every {part_keys}"
@@ -99,6 +99,18 @@ def count_parts(problem: Problem, part_keys: int, limit: int) -> int:
     return max(1, -(-limit // part_keys) if problem.splits is None else min(problem.splits, limit))
 
 
+def count_numbers(problem: Problem, parts: int) -> int:
+    """Numbers of the partial results of so many parts; none of one part, which is the result."""
+    p = problem
+    return p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
+
+
+def longest_for(problem: Problem, part_keys: int, numbers: int) -> int:
+    """Keys of the longest sequence whose partial results are no more than so many numbers, whatever it sees of them."""
+    parts = max(1, numbers * 2 // count_numbers(problem, 2))
+    return parts * (part_keys if problem.splits is None else 1)
+
+
 def decode_step(plan: DecodePlan, parts: int) -> Step:
     """The launch for sequences of so many parts at the most; none where there is nothing to fill."""
     return plan.step._replace(grid=plan.resident if takes_turns(plan, parts) else plan.tiles * parts)
@@ -113,9 +125,10 @@ def first_workspace(tokens: int, sequences: int, kv_heads: int, value_dim: int) 
     """Counters and numbers for a cache to begin with, which holds so many tokens in all.
 
     They suffice for a batch of all rows of a KVCache with up to FIRST_QUERIES queries for each key/value head: partial
-    results are then at most 1 / PART_ROW_KEYS of the values.
+    results are then 1 / PART_ROW_KEYS of the values, or twice that where sequences have few parts.
     """
-    rows = -(-tokens // PART_ROW_KEYS) + sequences * FIRST_QUERIES
+    rows = -(-tokens // PART_ROW_KEYS)
+    rows += min(rows, sequences * FIRST_QUERIES)
     return sequences * kv_heads * 4, rows * kv_heads * (value_dim + 1)
 
 
