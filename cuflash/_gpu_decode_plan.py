@@ -64,9 +64,9 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     cut = f"into {parts} part(s), as asked" if p.splits else f"every {part_keys}"
     turns = f", which take turns at up to {tiles * parts} parts" if takes_turns(plan, parts) else ""
     why = (
-        f"{kernel}: a block owns {tile.q_tile} of the {rows} queries that share a key/value head, and a part of "
-        f"their keys, which are cut {cut}; the last block of a sequence to be done merges its parts; where all "
-        f"sequences fill the cache, {_gpu_plan.say_busy(plan.step, gpu)}{turns}; {_gpu_plan.say_units(p, gpu, variant)}"
+        f"{kernel}: a block owns {say_queries(rows, tile.q_tile)}, and a part of the keys, which are cut {cut}; "
+        "the last block of a sequence to be done merges its parts; where all sequences fill the cache, "
+        f"{_gpu_plan.say_busy(plan.step, gpu)}{turns}; {_gpu_plan.say_units(p, gpu, variant)}"
     )
     return plan._replace(why=why)
 
@@ -85,6 +85,13 @@ def choose_decode(
         if variant is not None and fits and runs_on(KernelSpec(kernel, variant.config), gpu.arch):
             return kernel, variant
     return "decode_simt", _configs.decode_simt(p.dtype, codes, p.d, p.dv, rows)
+
+
+def say_queries(rows: int, q_tile: int) -> str:
+    """A block's queries, of so many rows of a key/value head."""
+    if rows == 1:
+        return "the query of a key/value head"
+    return f"{f'{q_tile} of the' if rows > q_tile else 'all'} {rows} queries that share a key/value head"
 
 
 def part_size(rows: int) -> int:

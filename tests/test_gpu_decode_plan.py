@@ -107,6 +107,17 @@ def test_blocks_take_turns_where_there_would_be_many():
     assert "396 block(s) for 132 multiprocessors, which take turns at up to 131072 parts" in plan.why
 
 
+@pytest.mark.parametrize(
+    ("hq", "lq", "owned"),
+    [
+        (2, 1, "the query of a key/value head"), (8, 1, "all 4 queries that share a key/value head"),
+        (32, 1, "all 16 queries that share a key/value head"), (64, 2, "32 of the 64 queries that share a key/value"),
+    ],
+)  # fmt: skip
+def test_a_block_owns_no_more_queries_than_there_are(hq, lq, owned):
+    assert f": a block owns {owned}" in plan_decode(problem(hq=hq, lq=lq), GPU).why
+
+
 def test_one_part_needs_no_workspace():
     assert plan_decode(problem(lk=256), GPU).numbers == 0
     assert plan_decode(problem(lk=257), GPU).numbers > 0
