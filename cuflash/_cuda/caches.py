@@ -21,6 +21,7 @@ from cuflash._cuda.operands import (
     launch,
     of_array,
     reals,
+    side,
 )
 from cuflash._gpu_decode_plan import (
     DecodePlan,
@@ -142,7 +143,7 @@ def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
             runtime, decode_step(plan, parts), DECODE, q=runtime.pointer(o.q), q_strides=ENTRIES.strides(o.q),
             cache=_cache_fields(runtime, store), seqs=_address(runtime, rows), lengths=runtime.pointer(store.lengths),
             q_offset=UNSET, bias=reals(runtime, o.bias, ENTRIES), slopes=reals(runtime, slopes, ENTRIES, 1),
-            sinks=reals(runtime, o.sinks, ENTRIES, 1), left=_side(p.left), right=_side(p.right), scale=p.scale,
+            sinks=reals(runtime, o.sinks, ENTRIES, 1), left=side(p.left), right=side(p.right), scale=p.scale,
             softcap=p.softcap or 0.0, out=out_at, out_strides=out_strides, lse=lse_at, lse_strides=lse_strides,
             **_workspace(runtime, kept, p, parts), b=p.batch[0], hq=p.hq, hk=p.hk, lq=p.lq, d=p.d, dv=p.dv,
             part_keys=plan.part_keys, splits=parts if p.splits else 0, parts=parts,
@@ -186,10 +187,6 @@ def _limits(call: Call) -> tuple[int, int]:
     if bias is not None:
         most = min(most, bias.shape[-1])
     return most if pages is None else min(most, pages.reach), most
-
-
-def _side(width: int | None) -> int:
-    return FARTHEST if width is None else min(width, FARTHEST)
 
 
 def _workspace(runtime: Runtime, kept: Kept, problem: Problem, parts: int) -> dict[str, int]:
