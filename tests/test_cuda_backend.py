@@ -17,6 +17,7 @@ import cuflash
 from cuflash import Alibi, ProblemError, UnsupportedError, masks
 from cuflash._cuda.operands import CONSTANTS, merge_axes
 from cuflash._params import FARTHEST
+from cuflash._problem.views import overlap
 
 
 @pytest.fixture(params=list(KINDS))
@@ -317,6 +318,23 @@ def test_an_lse_that_nobody_wants_takes_no_memory(recorder, normal):
     arrays = list(map(on_device, operands(normal, [()] * 3)))
     cuflash.attention(*arrays)
     assert recorder.made == [((4, 5, 2), np.float32)]
+
+
+def test_arrays_of_a_device_overlap_where_those_of_the_host_do(recorder):
+    """Side by side, one among the gaps of the other, backwards, without elements, or over each other."""
+    memory = np.zeros((4, 6), np.float32)
+    looks = [
+        memory[:2],
+        memory[2:],
+        memory[:, ::2],
+        memory[:, 1::2],
+        memory[::-1],
+        memory[1:1],
+        memory[3],
+        memory[2, 5:],
+    ]
+    for one, other in itertools.product([*looks, np.zeros(3)], repeat=2):
+        assert overlap(on_device(one), on_device(other)) == np.shares_memory(one, other)
 
 
 def test_an_output_over_an_operand_is_refused_without_a_look_at_either(recorder, normal):

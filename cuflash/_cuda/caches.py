@@ -237,11 +237,10 @@ def _cache_fields(runtime: Runtime, store: Store) -> tuple[float, ...]:
     table = store.page_table
     rows, tokens = store.k.shape[:2]
     where = (0, 0) if table is None else (runtime.pointer(table), *in_elements(table.strides[:1], table))
-    strides = (NO_TOKENS if x is None else (*in_elements(x.strides, x), 0)[:4] for x in arrays)
-    return (
-        *(_address(runtime, x) for x in arrays), *(step for steps in strides for step in steps), *where,
-        rows, tokens, 1 if table is None else table.shape[1],
-    )  # fmt: skip
+    addresses = (_address(runtime, x) for x in arrays)
+    k, v, k_scale, v_scale = (NO_TOKENS if x is None else (*in_elements(x.strides, x), 0)[:4] for x in arrays)
+    entries = 1 if table is None else table.shape[1]
+    return (*addresses, *k, *v, *k_scale, *v_scale, *where, rows, tokens, entries)
 
 
 def _address(runtime: Runtime, array: Array | None) -> int:

@@ -106,6 +106,7 @@ def _elements(strides: tuple[int, ...], itemsize: int, trailing: int, axes: tupl
     return (*_pad(batch, BATCH_AXES), *rest, *(0,) * (3 - trailing))
 
 
+@lru_cache(maxsize=4096)
 def _whole(strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     if any(stride % itemsize for stride in strides):
         raise UnsupportedError(
