@@ -15,6 +15,7 @@ from cuflash._cuda.operands import (
     NO_TOKENS,
     Batch,
     constant,
+    converted,
     empty_like,
     in_elements,
     integers,
@@ -225,7 +226,7 @@ def append(runtime: Runtime, new: Append, store: Store) -> None:
 def _counts(runtime: Runtime, new: Append) -> int | Array:
     """How many tokens are real: a number for all, or integers on the device."""
     if new.counts is not new.most:
-        return new.counts if new.counts.dtype in (np.int32, np.int64) else new.counts.astype(np.int64)
+        return new.counts if new.counts.dtype in (np.int32, np.int64) else converted(runtime, new.counts, np.int64)
     if new.whole or (new.counts == new.counts[:1]).all():
         return int(new.counts[0]) if new.counts.size else 0
     return runtime.asarray(np.ascontiguousarray(new.counts))

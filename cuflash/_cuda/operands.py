@@ -196,6 +196,13 @@ def on_device(runtime: Runtime, function: str, operands: Operands) -> Operands:
     )  # fmt: skip
 
 
+def converted(runtime: Runtime, array: Array, dtype: Any) -> Array:
+    """A copy in C order of an array on the device, in another dtype. ProblemError while a graph is captured."""
+    copy = runtime.empty(array.shape, dtype)
+    copy[...] = array
+    return copy
+
+
 def _integers_on_device(runtime: Runtime, value: Any) -> Any:
     """Integers of 4 or 8 signed bytes on the device; a number, and None, as they are."""
     if value is None or type(value) is int:
@@ -203,7 +210,7 @@ def _integers_on_device(runtime: Runtime, value: Any) -> Any:
     if type(value) is np.ndarray:
         near = np.maximum(np.minimum(value, FARTHEST).astype(np.int64), -FARTHEST)
         return runtime.asarray(np.ascontiguousarray(near))
-    return value if value.dtype in (np.int32, np.int64) else value.astype(np.int64)
+    return value if value.dtype in (np.int32, np.int64) else converted(runtime, value, np.int64)
 
 
 class Packed(NamedTuple):
@@ -232,7 +239,7 @@ def _starts(runtime: Runtime, starts: Array) -> Array:
         return runtime.asarray(starts)
     if starts.dtype == np.int64 and starts.flags.c_contiguous:
         return starts
-    return starts.astype(np.int64, order="C")
+    return converted(runtime, starts, np.int64)
 
 
 def integers(runtime: Runtime, value: Any, batch: Batch) -> Numbers:
