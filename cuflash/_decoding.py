@@ -41,7 +41,7 @@ def decode(
         Broadcasts to (b, hq, lq, n); keys by their position in the cache, n = 1 or at least the longest sequence. On a
         device, where the host may not know how long that is, no key from position n on is looked at.
     splits : int, optional
-        Cut each sequence's keys into so many parts.
+        Cut each sequence's keys into so many parts, or into one for each key where these are fewer.
     validate : bool, optional
         Whether to look that ``cache.lengths`` lies in 0..capacity, and that no key is seen whose page `trim` has
         freed; NumPy looks unless told False. On a device that waits for it, and is done if told True only: a key

@@ -179,6 +179,8 @@ class MirroredPages(Pages):
     def _fit(self, rows: int, entries: int) -> None:
         """Let the mirror have so many rows and entries; it doubles as it must."""
         have_rows, have_entries = self._mirror.shape
+        if entries * self.page_size > self._kept.looked_at:
+            self._kept.check_replaceable("PagedKVCache")
         if rows > have_rows or entries > have_entries:
             self._kept.check_replaceable("PagedKVCache")
             rows = max(rows, 2 * have_rows) if rows > have_rows else have_rows

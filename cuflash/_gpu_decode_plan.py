@@ -36,8 +36,8 @@ class DecodePlan(NamedTuple):
     tiles: int  # of queries, over all sequences and key/value heads
     part_keys: int
     parts: int  # that a sequence as long as the cache allows is cut into
-    tickets: int  # counters that the workspace holds, and numbers of partial results
-    numbers: int
+    tickets: int  # counters that the workspace holds
+    numbers: int  # of partial results of so many parts
     why: str
 
 
@@ -57,17 +57,16 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     part_keys = part_size(rows)
     parts = count_parts(p, part_keys, p.lk)
     tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
-    numbers = p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
     step = Step(KernelSpec(kernel, variant.config), 0, tile.smem_bytes, _gpu_plan.threads_of(variant))
     resident = gpu.sms * _configs.blocks_at_once(tile, gpu.smem_block)
-    plan = DecodePlan(step, resident, tiles, part_keys, parts, tiles, numbers, "")
+    plan = DecodePlan(step, resident, tiles, part_keys, parts, tiles, count_numbers(p, parts), "")
     plan = plan._replace(step=decode_step(plan, parts))
-    cut = f"into {p.splits} part(s), as asked" if p.splits else f"every {part_keys}"
+    cut = f"into {parts} part(s), as asked" if p.splits else f"every {part_keys}"
     turns = f", which take turns at up to {tiles * parts} parts" if takes_turns(plan, parts) else ""
     why = (
-        f"{kernel}: a block owns {tile.q_tile} of the {rows} queries that share a key/value head, and a part of "
-        f"their keys, which are cut {cut}; the last block of a sequence to be done merges its parts; where all "
-        f"sequences fill the cache, {_gpu_plan.say_busy(plan.step, gpu)}{turns}; {_gpu_plan.say_units(p, gpu, variant)}"
+        f"{kernel}: a block owns {say_queries(rows, tile.q_tile)}, and a part of the keys, which are cut {cut}; "
+        "the last block of a sequence to be done merges its parts; where all sequences fill the cache, "
+        f"{_gpu_plan.say_busy(plan.step, gpu)}{turns}; {_gpu_plan.say_units(p, gpu, variant)}"
     )
     return plan._replace(why=why)
 
@@ -88,18 +87,35 @@ def choose_decode(
     return "decode_simt", _configs.decode_simt(p.dtype, codes, p.d, p.dv, rows)
 
 
+def say_queries(rows: int, q_tile: int) -> str:
+    """A block's queries, of so many rows of a key/value head."""
+    if rows == 1:
+        return "the query of a key/value head"
+    return f"{f'{q_tile} of the' if rows > q_tile else 'all'} {rows} queries that share a key/value head"
+
+
 def part_size(rows: int) -> int:
     """Keys of a part: the more queries, the more, so that partial results stay few beside the keys."""
     return PART_ROW_KEYS * min(FIRST_QUERIES, max(PART_ROWS_LEAST, 1 << (rows - 1).bit_length()))
 
 
 def count_parts(problem: Problem, part_keys: int, limit: int) -> int:
-    """Parts that a sequence of up to `limit` keys can have."""
-    if problem.splits is not None:
-        return problem.splits
+    """Parts that a sequence of up to `limit` keys can have, each of a key or more."""
     if problem.left is not None and problem.right is not None:
         limit = min(limit, problem.left + problem.right + problem.lq)
-    return max(1, -(-limit // part_keys))
+    return max(1, -(-limit // part_keys) if problem.splits is None else min(problem.splits, limit))
+
+
+def count_numbers(problem: Problem, parts: int) -> int:
+    """Numbers of the partial results of so many parts; none of one part, which is the result."""
+    p = problem
+    return p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
+
+
+def longest_for(problem: Problem, part_keys: int, numbers: int) -> int:
+    """Keys of the longest sequence whose partial results are no more than so many numbers, whatever it sees of them."""
+    parts = max(1, numbers * 2 // count_numbers(problem, 2))
+    return parts * (part_keys if problem.splits is None else 1)
 
 
 def decode_step(plan: DecodePlan, parts: int) -> Step:
@@ -116,9 +132,10 @@ def first_workspace(tokens: int, sequences: int, kv_heads: int, value_dim: int) 
     """Counters and numbers for a cache to begin with, which holds so many tokens in all.
 
     They suffice for a batch of all rows of a KVCache with up to FIRST_QUERIES queries for each key/value head: partial
-    results are then at most 1 / PART_ROW_KEYS of the values.
+    results are then 1 / PART_ROW_KEYS of the values, or twice that where sequences have few parts.
     """
-    rows = -(-tokens // PART_ROW_KEYS) + sequences * FIRST_QUERIES
+    rows = -(-tokens // PART_ROW_KEYS)
+    rows += min(rows, sequences * FIRST_QUERIES)
     return sequences * kv_heads * 4, rows * kv_heads * (value_dim + 1)
 
 

@@ -87,7 +87,9 @@ def _read_backward(*args: Any, **options: Any) -> tuple[problem.Call, Any]:
 
 def _read_decode(q: Any, cache: Any, **options: Any) -> tuple[problem.Call, Any]:
     call = decoding.decode_call("decode", q, cache, **options)
-    return call, _plan(call, make_plan, "decode")
+    if call.home == "numpy":
+        return call, make_plan(call.problem, cpu_device())
+    return call, backend("explain", call.home).explain_decode(call)
 
 
 def _plan(call: problem.Call, of_cpu: Callable[..., Any], kind: str) -> Any:

@@ -5,6 +5,7 @@ numbers of the operands, and any look at an array on the way is an error of the 
 """
 
 import itertools
+import weakref
 
 import numpy as np
 import pytest
@@ -14,8 +15,9 @@ from recorder import DTYPES, KINDS, expect, fill, install, integers_seen, look, 
 
 import cuflash
 from cuflash import Alibi, ProblemError, UnsupportedError, masks
-from cuflash._cuda.operands import merge_axes
+from cuflash._cuda.operands import CONSTANTS, merge_axes
 from cuflash._params import FARTHEST
+from cuflash._problem.views import overlap
 
 
 @pytest.fixture(params=list(KINDS))
@@ -236,7 +238,32 @@ def test_slopes_are_copied_to_a_device_once(recorder, normal):
     assert [x.tolist() for x in recorder.moved] == [slopes, slopes]
     given = recorder.launches[-1].params["problem"]["slopes"]
     assert look(given["data"], (4,), [given["strides"]["head"]], np.float64).tolist() == slopes
+
     assert given["dtype"] == 3
+
+
+def test_slopes_that_a_graph_reads_stay(recorder, normal, monkeypatch):
+    """However many others are used after them; those that no graph reads are let go."""
+    arrays, made, asarray = list(map(on_device, operands(normal, [()] * 3))), [], recorder.asarray
+
+    def keep_no_array(host):
+        array = asarray(host)
+        made.append(weakref.ref(array))
+        return array
+
+    monkeypatch.setattr(recorder, "asarray", keep_no_array)
+    used = [Alibi([0.5, 0.25, 0.125, 1 / (i + 1)]) for i in range(CONSTANTS + 2)]
+    for bias in used[:2]:
+        cuflash.attention(*arrays, bias=bias)
+    with monkeypatch.context() as capture:
+        capture.setattr(recorder, "capturing", lambda: True)
+        cuflash.attention(*arrays, bias=used[0])
+    for bias in used[2:]:
+        cuflash.attention(*arrays, bias=bias)
+    assert [array() is not None for array in made[:3]] == [True, False, True]
+    cuflash.attention(*arrays, bias=used[0])
+    first, *_, last = (launch.params["problem"]["slopes"]["data"] for launch in recorder.launches)
+    assert (first, len(made)) == (last, len(used))
 
 
 def test_every_array_is_checked_to_lie_on_the_current_device(recorder, normal):
@@ -291,6 +318,23 @@ def test_an_lse_that_nobody_wants_takes_no_memory(recorder, normal):
     arrays = list(map(on_device, operands(normal, [()] * 3)))
     cuflash.attention(*arrays)
     assert recorder.made == [((4, 9, 2), np.float32)]
+
+
+def test_arrays_of_a_device_overlap_where_those_of_the_host_do(recorder):
+    """Side by side, one among the gaps of the other, backwards, without elements, or over each other."""
+    memory = np.zeros((4, 6), np.float32)
+    looks = [
+        memory[:2],
+        memory[2:],
+        memory[:, ::2],
+        memory[:, 1::2],
+        memory[::-1],
+        memory[1:1],
+        memory[3],
+        memory[2, 5:],
+    ]
+    for one, other in itertools.product([*looks, np.zeros(3)], repeat=2):
+        assert overlap(on_device(one), on_device(other)) == np.shares_memory(one, other)
 
 
 def test_an_output_over_an_operand_is_refused_without_a_look_at_either(recorder, normal):

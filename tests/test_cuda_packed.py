@@ -322,3 +322,22 @@ def test_explain_says_what_would_be_launched(recorder, normal):
     dout, lse = rows[0], on_device(normal(4, 5))
     assert "bwd_q_simt" in cuflash.explain(cuflash.attention_varlen_backward, dout, *rows, dout, lse, *starts)
     assert (recorder.launches, recorder.made, recorder.moved) == ([], [], [])
+
+
+def test_nothing_is_converted_while_a_graph_is_captured(stand_in, normal, monkeypatch):
+    """The graph would read memory that was handed back."""
+
+    def refuse(shape, dtype):
+        raise ProblemError("a graph is being captured")
+
+    members = list(map(on_device, packed(normal)))
+    batch = [array[None].swapaxes(1, 2) for array in members]
+    out, few, many = (on_device(np.zeros(*given)) for given in (((5, 4, 2), "f4"), (1, np.uint8), (5, np.uint8)))
+    monkeypatch.setattr(stand_in, "empty", refuse)
+    for call in (
+        lambda: cuflash.attention(*batch, kv_lengths=few, out=out[None].swapaxes(1, 2)),
+        lambda: cuflash.attention_varlen(*members, many, many, out=out),
+        lambda: cuflash.rotary(batch[0][0, ..., :2], many, out=out.swapaxes(0, 1)),
+    ):
+        with pytest.raises(ProblemError, match="a graph is being captured"):
+            call()

@@ -67,10 +67,15 @@ def test_not_causal_looks_both_ways():
     assert plan_decode(problem(left=100, right=700), GPU).parts == -(-801 // 256)
 
 
-def test_splits_are_parts():
+def test_splits_are_parts_of_a_key_or_more():
     plan = plan_decode(problem(splits=7), GPU)
-    assert (plan.parts, count_parts(problem(splits=7), plan.part_keys, 10)) == (7, 7)
-    assert "cut into 7 part(s), as asked" in plan.why
+    assert [count_parts(problem(splits=7), plan.part_keys, limit) for limit in (0, 1, 6, 10)] == [1, 1, 6, 7]
+    assert plan.parts == 7 and "cut into 7 part(s), as asked" in plan.why
+    for splits in (5001, 2**31, 2**40):
+        plan = plan_decode(problem(splits=splits), GPU)
+        assert (plan.parts, plan.numbers) == (5000, 2 * 8 * 5000 * 65)
+        assert "cut into 5000 part(s)" in plan.why
+        assert plan_decode(problem(lq=3, left=20, splits=splits), GPU).parts == 23
 
 
 @pytest.mark.parametrize(
@@ -102,6 +107,17 @@ def test_blocks_take_turns_where_there_would_be_many():
     assert "396 block(s) for 132 multiprocessors, which take turns at up to 131072 parts" in plan.why
     assert plan_decode(many, Gpu("sm_80", 108, 163 << 10)).resident == 2 * 108
     assert plan_decode(many, Gpu("sm_86", 84, 99 << 10)).resident == 84
+
+
+@pytest.mark.parametrize(
+    ("hq", "lq", "owned"),
+    [
+        (2, 1, "the query of a key/value head"), (8, 1, "all 4 queries that share a key/value head"),
+        (32, 1, "all 16 queries that share a key/value head"), (64, 2, "32 of the 64 queries that share a key/value"),
+    ],
+)  # fmt: skip
+def test_a_block_owns_no_more_queries_than_there_are(hq, lq, owned):
+    assert f": a block owns {owned}" in plan_decode(problem(hq=hq, lq=lq), GPU).why
 
 
 def test_one_part_needs_no_workspace():

@@ -10,16 +10,15 @@ from functools import partial
 from typing import Any
 
 from cuflash._cuda.backward import backward, backward_varlen
-from cuflash._cuda.caches import Kept, append, copy_pages, decode, scatter
+from cuflash._cuda.caches import Kept, append, copy_pages, decode, explain_decode, scatter
 from cuflash._cuda.forward import forward, forward_varlen, weights
 from cuflash._cuda.transforms import merge, rotary
-from cuflash._gpu_decode_plan import plan_decode
 from cuflash._gpu_forward_plan import plan_forward, plan_weights
 from cuflash._gpu_plan import plan_backward
 from cuflash._problem.attention import Problem
 from cuflash._runtime import Runtime
 
-_PLANS = {"forward": plan_forward, "weights": plan_weights, "backward": plan_backward, "decode": plan_decode}
+_PLANS = {"forward": plan_forward, "weights": plan_weights, "backward": plan_backward}
 
 
 class Backend:
@@ -33,6 +32,7 @@ class Backend:
         self.backward_varlen = partial(backward_varlen, runtime)
         self.weights = partial(weights, runtime)
         self.decode = partial(decode, runtime)
+        self.explain_decode = partial(explain_decode, runtime)
         self.append = partial(append, runtime)
         self.copy_pages = partial(copy_pages, runtime)
         self.scatter = partial(scatter, runtime)

@@ -15,12 +15,14 @@ from cuflash._cuda.operands import (
     NO_TOKENS,
     Batch,
     constant,
+    converted,
     empty_like,
     in_elements,
     integers,
     launch,
     of_array,
     reals,
+    side,
 )
 from cuflash._gpu_decode_plan import (
     DecodePlan,
@@ -28,14 +30,16 @@ from cuflash._gpu_decode_plan import (
     append_step,
     copy_chunks,
     copy_pages_step,
+    count_numbers,
     count_parts,
     decode_step,
+    longest_for,
     plan_decode,
     scatter_step,
     takes_turns,
 )
 from cuflash._params import APPEND, COPY_PAGES, DECODE, FARTHEST, PLACES, SCATTER, UNSET
-from cuflash._problem.attention import Call
+from cuflash._problem.attention import Call, Problem
 from cuflash._problem.caches import Append, Store
 from cuflash._runtime import Runtime
 from cuflash.errors import CacheFullError
@@ -63,11 +67,12 @@ class Kept:
         self.tickets = runtime.zeros((0,), np.uint32)
         self.numbers: Array | None = None
         self.captured = False
+        self.looked_at = FARTHEST  # tokens of a sequence that every graph looks at, if there are so many
         self._rows: dict[bytes, Array] = {}
         self._held: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"captured": False, "_rows": {}, "_held": []}
+        return vars(self) | {"captured": False, "looked_at": FARTHEST, "_rows": {}, "_held": []}
 
     def check_replaceable(self, function: str) -> None:
         """Arrays of which a graph knows the addresses cannot make place for larger ones."""
@@ -97,19 +102,26 @@ class Kept:
         return found
 
     def make_room(self, runtime: Runtime, tickets: int, numbers: int = 0, dtype: Any = np.float32) -> None:
-        """Have so many counters, all 0, and numbers."""
-        if tickets > self.tickets.size:
-            self.hold(self.tickets)
-            self.tickets = runtime.zeros((tickets,), np.uint32)
-        if numbers and (self.numbers is None or numbers > self.numbers.size or self.numbers.dtype != dtype):
-            self.hold(self.numbers)
-            self.numbers = runtime.empty((numbers,), dtype)
+        """Have so many counters, all 0, and numbers.
 
-    def hold(self, used: Any) -> Any:
+        At least twice as many take the place of those that are too few, which stay: a graph may know them, and what
+        other streams were given before may still write there.
+        """
+        if tickets > self.tickets.size:
+            more = runtime.zeros((max(tickets, 2 * self.tickets.size),), np.uint32)
+            self._held.append(self.tickets)
+            self.tickets = more
+        if self.numbers is None:
+            self.numbers = runtime.empty((numbers,), dtype) if numbers else None
+        elif numbers > self.numbers.size:
+            more = runtime.empty((max(numbers, 2 * self.numbers.size),), dtype)
+            self._held.append(self.numbers)
+            self.numbers = more
+
+    def hold(self, used: Any) -> None:
         """Something that a graph may know of, which then stays."""
         if self.captured and used is not None:
             self._held.append(used)
-        return used
 
 
 def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
@@ -122,49 +134,71 @@ def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
     plan = plan_decode(p, runtime.gpu())
     out = empty_like(runtime, call.like, call.out_shape) if call.out is None else call.out
     lse = runtime.empty(call.lse_shape, p.accumulator) if call.return_lse else None
-    limit = _limit(call, kept, kept.capturing(runtime))
-    parts = count_parts(p, plan.part_keys, limit)
     if plan.tiles and (out.size or lse is not None):
-        rows, slopes = kept.rows(runtime, o.seqs), kept.hold(None if o.slopes is None else constant(runtime, o.slopes))
-        kept.make_room(runtime, plan.tickets, plan.numbers, p.accumulator)
+        limit = _make_room(runtime, call, plan)
+        parts = count_parts(p, plan.part_keys, limit)
+        rows, slopes = kept.rows(runtime, o.seqs), None if o.slopes is None else constant(runtime, o.slopes)
         out_at, out_strides = of_array(runtime, call.canonical(out) if out.size else None, ENTRIES)
         lse_at, lse_strides = of_array(runtime, None if lse is None else call.canonical_lse(lse), ENTRIES, 2)
         launch(
             runtime, decode_step(plan, parts), DECODE, q=runtime.pointer(o.q), q_strides=ENTRIES.strides(o.q),
             cache=_cache_fields(runtime, store), seqs=_address(runtime, rows), lengths=runtime.pointer(store.lengths),
             q_offset=UNSET, bias=reals(runtime, o.bias, ENTRIES), slopes=reals(runtime, slopes, ENTRIES, 1),
-            sinks=reals(runtime, o.sinks, ENTRIES, 1), left=_side(p.left), right=_side(p.right), scale=p.scale,
+            sinks=reals(runtime, o.sinks, ENTRIES, 1), left=side(p.left), right=side(p.right), scale=p.scale,
             softcap=p.softcap or 0.0, out=out_at, out_strides=out_strides, lse=lse_at, lse_strides=lse_strides,
-            **_workspace(runtime, kept, plan, p.batch[0] * p.hq * p.lq * parts * p.dv), b=p.batch[0], hq=p.hq, hk=p.hk,
-            lq=p.lq, d=p.d, dv=p.dv, part_keys=plan.part_keys, splits=p.splits or 0, parts=parts,
+            **_workspace(runtime, kept, p, parts), b=p.batch[0], hq=p.hq, hk=p.hk, lq=p.lq, d=p.d, dv=p.dv,
+            part_keys=plan.part_keys, splits=parts if p.splits else 0, parts=parts,
             listed=int(takes_turns(plan, parts)), limit=limit,
         )  # fmt: skip
     return out, lse
 
 
-def _limit(call: Call, kept: Kept, captured: bool) -> int:
-    """Positions beyond which no key is looked at, whatever the lengths say.
+def explain_decode(runtime: Runtime, call: Call) -> DecodePlan:
+    """The plan of a decoding step, and how much its partial results take."""
+    p, plan = call.problem, plan_decode(call.problem, runtime.gpu())
+    parts = count_parts(p, plan.part_keys, _limits(call)[0])
+    size = count_numbers(p, parts) * np.dtype(p.accumulator).itemsize
+    taken = f"up to {parts} part(s) of a sequence now, for which a workspace of {size} bytes is taken"
+    return plan._replace(why=f"{plan.why}; {taken}")
 
-    A graph may be replayed when sequences have more pages than now, so it is made for all that the table can list.
+
+def _make_room(runtime: Runtime, call: Call, plan: DecodePlan) -> int:
+    """Have a workspace; returns the position from which on no key is looked at, whatever the lengths say.
+
+    It is for sequences as long as their pages are now. A graph may be replayed when they have more, so it looks at all
+    that the table can list, or where that takes a larger workspace, as far as this one allows: then no sequence of the
+    cache gets pages beyond that.
     """
-    limit = call.problem.lk
-    if kept.pages is not None and not captured:
-        limit = min(limit, kept.pages.reach)
-    bias = call.operands.bias
-    return limit if bias is None else min(limit, bias.shape[-1])
+    p, kept, captured = call.problem, call.operands.store.kept, call.operands.store.kept.capturing(runtime)
+    now, most = _limits(call)
+    kept.make_room(runtime, plan.tickets, count_numbers(p, count_parts(p, plan.part_keys, now)), p.accumulator)
+    if now == most or not captured:
+        return now
+    room = 0 if kept.numbers is None else kept.numbers.size
+    if count_numbers(p, count_parts(p, plan.part_keys, most)) <= room:
+        return most
+    limit = longest_for(p, plan.part_keys, room)
+    kept.looked_at = min(kept.looked_at, limit)
+    return limit
 
 
-def _side(width: int | None) -> int:
-    return FARTHEST if width is None else min(width, FARTHEST)
+def _limits(call: Call) -> tuple[int, int]:
+    """The longest that a sequence can be as its pages are now, and as many as the table can list."""
+    pages, bias, most = call.operands.store.kept.pages, call.operands.bias, call.problem.lk
+    if bias is not None:
+        most = min(most, bias.shape[-1])
+    return most if pages is None else min(most, pages.reach), most
 
 
-def _workspace(runtime: Runtime, kept: Kept, plan: DecodePlan, outs: int) -> dict[str, int]:
+def _workspace(runtime: Runtime, kept: Kept, problem: Problem, parts: int) -> dict[str, int]:
     """Where partial outputs, their lses and counters lie."""
-    if kept.numbers is None or not plan.numbers:
-        return {"part_outs": 0, "part_lses": 0, "tickets": runtime.pointer(kept.tickets)}
-    start = runtime.pointer(kept.numbers)
-    after = start + outs * kept.numbers.dtype.itemsize
-    return {"part_outs": start, "part_lses": after, "tickets": runtime.pointer(kept.tickets)}
+    tickets = runtime.pointer(kept.tickets)
+    if kept.numbers is None or parts == 1:
+        return {"part_outs": 0, "part_lses": 0, "tickets": tickets}
+    start, rows = runtime.pointer(kept.numbers), count_numbers(problem, parts) // (problem.dv + 1)
+    return {
+        "part_outs": start, "part_lses": start + rows * problem.dv * kept.numbers.dtype.itemsize, "tickets": tickets,
+    }  # fmt: skip
 
 
 def append(runtime: Runtime, new: Append, store: Store) -> None:
@@ -192,7 +226,7 @@ def append(runtime: Runtime, new: Append, store: Store) -> None:
 def _counts(runtime: Runtime, new: Append) -> int | Array:
     """How many tokens are real: a number for all, or integers on the device."""
     if new.counts is not new.most:
-        return new.counts if new.counts.dtype in (np.int32, np.int64) else new.counts.astype(np.int64)
+        return new.counts if new.counts.dtype in (np.int32, np.int64) else converted(runtime, new.counts, np.int64)
     if new.whole or (new.counts == new.counts[:1]).all():
         return int(new.counts[0]) if new.counts.size else 0
     return runtime.asarray(np.ascontiguousarray(new.counts))
@@ -204,11 +238,10 @@ def _cache_fields(runtime: Runtime, store: Store) -> tuple[float, ...]:
     table = store.page_table
     rows, tokens = store.k.shape[:2]
     where = (0, 0) if table is None else (runtime.pointer(table), *in_elements(table.strides[:1], table))
-    strides = (NO_TOKENS if x is None else (*in_elements(x.strides, x), 0)[:4] for x in arrays)
-    return (
-        *(_address(runtime, x) for x in arrays), *(step for steps in strides for step in steps), *where,
-        rows, tokens, 1 if table is None else table.shape[1],
-    )  # fmt: skip
+    addresses = (_address(runtime, x) for x in arrays)
+    k, v, k_scale, v_scale = (NO_TOKENS if x is None else (*in_elements(x.strides, x), 0)[:4] for x in arrays)
+    entries = 1 if table is None else table.shape[1]
+    return (*addresses, *k, *v, *k_scale, *v_scale, *where, rows, tokens, entries)
 
 
 def _address(runtime: Runtime, array: Array | None) -> int:

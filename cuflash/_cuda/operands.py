@@ -106,6 +106,7 @@ def _elements(strides: tuple[int, ...], itemsize: int, trailing: int, axes: tupl
     return (*_pad(batch, BATCH_AXES), *rest, *(0,) * (3 - trailing))
 
 
+@lru_cache(maxsize=4096)
 def _whole(strides: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     if any(stride % itemsize for stride in strides):
         raise UnsupportedError(
@@ -155,14 +156,24 @@ def _constant(runtime: Any, place: tuple[int, ...], content: bytes, shape: tuple
     return runtime.asarray(np.frombuffer(content, np.float64).reshape(shape).copy())
 
 
+_in_graphs: dict[tuple[Any, ...], Array] = {}  # by the arguments of `_constant`
+
+
 def constant(runtime: Any, host: np.ndarray) -> Array:
     """A float64 array of the host on the device; a small one is kept there for the next call that has the same numbers.
 
-    It is kept for the current stream: on another one its copy may not be done yet.
+    It is kept for the current stream: on another one its copy may not be done yet. One that is used while a graph is
+    captured stays until the process ends: nobody tells when the last replay is over.
     """
     if host.nbytes > CONSTANT_BYTES:
         return runtime.asarray(np.ascontiguousarray(host))
-    return _constant(runtime, runtime.place(), host.tobytes(), host.shape)
+    key = (runtime, runtime.place(), host.tobytes(), host.shape)
+    found = _in_graphs.get(key)
+    if found is None:
+        found = _constant(*key)
+        if runtime.capturing():
+            _in_graphs[key] = found
+    return found
 
 
 def on_device(runtime: Runtime, function: str, operands: Operands) -> Operands:
@@ -185,6 +196,13 @@ def on_device(runtime: Runtime, function: str, operands: Operands) -> Operands:
     )  # fmt: skip
 
 
+def converted(runtime: Runtime, array: Array, dtype: Any) -> Array:
+    """A copy in C order of an array on the device, in another dtype. ProblemError while a graph is captured."""
+    copy = runtime.empty(array.shape, dtype)
+    copy[...] = array
+    return copy
+
+
 def _integers_on_device(runtime: Runtime, value: Any) -> Any:
     """Integers of 4 or 8 signed bytes on the device; a number, and None, as they are."""
     if value is None or type(value) is int:
@@ -192,7 +210,7 @@ def _integers_on_device(runtime: Runtime, value: Any) -> Any:
     if type(value) is np.ndarray:
         near = np.maximum(np.minimum(value, FARTHEST).astype(np.int64), -FARTHEST)
         return runtime.asarray(np.ascontiguousarray(near))
-    return value if value.dtype in (np.int32, np.int64) else value.astype(np.int64)
+    return value if value.dtype in (np.int32, np.int64) else converted(runtime, value, np.int64)
 
 
 class Packed(NamedTuple):
@@ -221,7 +239,7 @@ def _starts(runtime: Runtime, starts: Array) -> Array:
         return runtime.asarray(starts)
     if starts.dtype == np.int64 and starts.flags.c_contiguous:
         return starts
-    return starts.astype(np.int64, order="C")
+    return converted(runtime, starts, np.int64)
 
 
 def integers(runtime: Runtime, value: Any, batch: Batch) -> Numbers:

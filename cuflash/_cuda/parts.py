@@ -55,15 +55,16 @@ def launch_merge(runtime: Runtime, step: Step, given: Pair | Sequence[Pair], out
 
     `given` is a pair with an axis of the parts in front, or a list of a pair for each.
     """
-    out_step = lse_step = 0
+    out_step = lse_step = lead = 0
     parts = len(given)
     if isinstance(given, tuple):
-        parts = len(given[0])
+        parts, lead = len(given[0]), 1
         out_step, lse_step = (in_elements(array.strides[:1], array)[0] for array in given)
-        given = [(given[0][0], given[1][0])]
-    *rows, dv = given[0][0].shape
+        given = [given]
+    *rows, dv = given[0][0].shape[lead:]
     pairs = [*given, out]
-    steps = [(0,) * len(rows) if one is None else one.strides[: len(rows)] for pair in pairs for one in pair]
+    steps = [one.strides[lead : lead + len(rows)] for pair in given for one in pair]
+    steps += [(0,) * len(rows) if one is None else one.strides[: len(rows)] for one in out]
     sizes, *merged = fill_axes("merge", (tuple(rows), *steps), ROW_AXES)
     strides = [_fields(pair, merged[2 * i : 2 * i + 2]) for i, pair in enumerate(pairs)]
     addresses = [[0 if one is None else runtime.pointer(one) for one in pair] for pair in pairs]

@@ -10,6 +10,7 @@ import numpy as np
 from cuflash._cuda.operands import (
     Numbers,
     constant,
+    converted,
     dtype_name,
     empty_like,
     in_elements,
@@ -73,7 +74,7 @@ def _numbers_on_device(runtime: Runtime, numbers: Array) -> Array:
         return constant(runtime, numbers)
     if numbers.dtype.name in NUMBER_KINDS:
         return numbers
-    return numbers.astype(np.int64 if numbers.dtype.kind in "iu" else np.float64)
+    return converted(runtime, numbers, np.int64 if numbers.dtype.kind in "iu" else np.float64)
 
 
 def _numbers(runtime: Runtime, numbers: Array, strides: tuple[int, ...]) -> Numbers:

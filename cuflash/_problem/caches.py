@@ -117,11 +117,12 @@ def paged(cache: Any) -> bool:
 def read_rows(function: str, seqs: Any, b: int, cache: Any) -> Array | None:
     """The sequence that each of the b entries handed in belongs to; None where they are all rows of a KVCache."""
     if seqs is None:
-        count = len(cache.seqs) if paged(cache) else cache.k.shape[0]
+        known = cache.seqs if paged(cache) else None
+        count = cache.k.shape[0] if known is None else len(known)
         if b != count:
-            has = f"{count} sequence(s)" if paged(cache) else f"batch={count}"
+            has = f"batch={count}" if known is None else f"{count} sequence(s)"
             raise ProblemError(f"{function}: got b={b} rows, but the cache has {has}; name the rows with `seqs`")
-        return np.array(cache.seqs, np.intp) if paged(cache) else None
+        return None if known is None else np.array(known, np.intp)
     if hasattr(seqs, "dtype") and (home := arrays.library(function, "seqs", seqs)) != "numpy":
         raise TypeError(f"{function}: `seqs` is a {home} array, but the host must know the rows: name them in a list")
     rows = np.asarray(seqs)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,8 @@ from cuflash.errors import ProblemError
 Spec = tuple[str, tuple[int, ...], tuple[str, ...]]
 
 
-def match(function: str, *specs: Spec) -> dict[str, int]:
+@lru_cache(maxsize=1024)
+def match(function: str, *specs: Spec) -> Mapping[str, int]:
     """Sizes of the named trailing axes of (name, shape, axes) triples, e.g. ("q", (8, 5, 64), ("hq", "lq", "d"))."""
     dims: dict[str, int] = {}
     for name, shape, axes in specs:

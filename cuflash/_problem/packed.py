@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -119,7 +120,7 @@ def varlen_backward_call(
     return PackBackward(pack, backward)
 
 
-def _match_axes(function: str, shapes: dict[str, tuple[int, ...]]) -> dict[str, int]:
+def _match_axes(function: str, shapes: dict[str, tuple[int, ...]]) -> Mapping[str, int]:
     """Sizes of the named axes of q, k and v."""
     for name, shape in shapes.items():
         if len(shape) != 3:

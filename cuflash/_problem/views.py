@@ -15,6 +15,9 @@ Array = Any
 def overlap(one: Array, other: Array) -> bool:
     """Whether two arrays share an element, or may do so where that is hard to tell."""
     if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray):
+        (start, stop), (other_start, other_stop) = _ends(one), _ends(other)
+        if stop <= other_start or other_stop <= start:  # in most calls: NumPy's answer takes ten times as long
+            return False
         one, other = _addresses(one), _addresses(other)
     if not np.may_share_memory(one, other):
         return False
@@ -22,6 +25,22 @@ def overlap(one: Array, other: Array) -> bool:
         return np.shares_memory(one, other, max_work=100_000)  # type: ignore[arg-type]  # any bound is allowed
     except np.exceptions.TooHardError:
         return True
+
+
+def _ends(array: Array) -> tuple[int, int]:
+    """The first byte of an array on a device, and the one behind its last."""
+    before, after = _span(array.shape, array.strides, array.dtype.itemsize)
+    at = array.data.ptr
+    return at - before, at + after
+
+
+@lru_cache(maxsize=1024)
+def _span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+    """Bytes before the first element, and from there to the end; none where there is no element."""
+    if 0 in shape:
+        return 0, 0
+    steps = [(size - 1) * stride for size, stride in zip(shape, strides)]
+    return -sum(step for step in steps if step < 0), sum(step for step in steps if step > 0) + itemsize
 
 
 def _addresses(array: Array) -> Array:

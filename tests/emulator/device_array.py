@@ -26,7 +26,7 @@ class DeviceArray(NDArrayOperatorsMixin):
     """A view of device memory. `_values` is for the tests' runtime alone."""
 
     __module__ = "emulator"
-    __slots__ = ("_values",)
+    __slots__ = ("__weakref__", "_values")
     __array_priority__ = 100
     __hash__ = None
 
