@@ -57,7 +57,7 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     part_keys = part_size(rows)
     parts = count_parts(p, part_keys, p.lk)
     tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
-    numbers = p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
+    numbers = p.batch[0] * p.hq * p.lq * parts * (p.dv + 2) if parts > 1 else 0
     step = Step(KernelSpec(kernel, variant.config), 0, tile.smem_bytes, _gpu_plan.threads_of(variant))
     plan = DecodePlan(step, gpu.sms * tile.blocks, tiles, part_keys, parts, tiles, numbers, "")
     plan = plan._replace(step=decode_step(plan, parts))
@@ -118,7 +118,7 @@ def first_workspace(tokens: int, sequences: int, kv_heads: int, value_dim: int) 
     results are then at most 1 / PART_ROW_KEYS of the values.
     """
     rows = -(-tokens // PART_ROW_KEYS) + sequences * FIRST_QUERIES
-    return sequences * kv_heads * 4, rows * kv_heads * (value_dim + 1)
+    return sequences * kv_heads * 4, rows * kv_heads * (value_dim + 2)
 
 
 @lru_cache(maxsize=256)

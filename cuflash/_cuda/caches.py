@@ -159,12 +159,12 @@ def _side(width: int | None) -> int:
 
 
 def _workspace(runtime: Runtime, kept: Kept, plan: DecodePlan, outs: int) -> dict[str, int]:
-    """Where partial outputs, their lses and counters lie."""
+    """Where partial outputs, their maxima and sums, and counters lie."""
     if kept.numbers is None or not plan.numbers:
-        return {"part_outs": 0, "part_lses": 0, "tickets": runtime.pointer(kept.tickets)}
+        return {"part_outs": 0, "part_sums": 0, "tickets": runtime.pointer(kept.tickets)}
     start = runtime.pointer(kept.numbers)
     after = start + outs * kept.numbers.dtype.itemsize
-    return {"part_outs": start, "part_lses": after, "tickets": runtime.pointer(kept.tickets)}
+    return {"part_outs": start, "part_sums": after, "tickets": runtime.pointer(kept.tickets)}
 
 
 def append(runtime: Runtime, new: Append, store: Store) -> None:

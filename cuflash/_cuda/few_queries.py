@@ -36,7 +36,7 @@ def launch_few_queries(
         slopes=reals(runtime, o.slopes, entries, 1), sinks=reals(runtime, o.sinks, entries, 1), left=side(p.left),
         right=side(p.right), scale=p.scale, softcap=p.softcap or 0.0, out=out_at, out_strides=out_strides, lse=lse_at,
         lse_strides=lse_strides, part_outs=0 if room is None else pointer(room),
-        part_lses=0 if room is None else pointer(room[count * p.dv :]), tickets=0, b=b, hq=p.hq, hk=p.hk, lq=p.lq,
+        part_sums=0 if room is None else pointer(room[count * p.dv :]), tickets=0, b=b, hq=p.hq, hk=p.hk, lq=p.lq,
         d=p.d, dv=p.dv, part_keys=plan.part_keys, splits=0, parts=plan.parts, listed=0,
         limit=max(0, min(o.kv_lengths, p.lk)),
     )  # fmt: skip
@@ -44,10 +44,10 @@ def launch_few_queries(
         return
     rows = (b, p.hk, p.lq, p.group, plan.parts)  # of partial results, which lie in the order of the tiles' rows
     outs = room[: count * p.dv].reshape(*rows, p.dv).transpose(4, 0, 1, 3, 2, 5)
-    lses = room[count * p.dv :].reshape(rows).transpose(4, 0, 1, 3, 2)
+    maxima = room[count * p.dv :].reshape(*rows, 2)[..., 0].transpose(4, 0, 1, 3, 2)
     shape = (b, p.hk, p.group, p.lq)
     out, lse = (x if x is None else x.reshape(*shape, *x.shape[len(p.batch) + 2 :]) for x in results)
-    launch_merge(runtime, plan.merge, (outs, lses), (out, lse))
+    launch_merge(runtime, plan.merge, (outs, maxima), (out, lse), sums=True)
 
 
 def _token_strides(array: Array, entries: Batch) -> tuple[int, ...]:
