@@ -109,7 +109,7 @@ def count_parts(problem: Problem, part_keys: int, limit: int) -> int:
 def count_numbers(problem: Problem, parts: int) -> int:
     """Numbers of the partial results of so many parts; none of one part, which is the result."""
     p = problem
-    return p.batch[0] * p.hq * p.lq * parts * (p.dv + 1) if parts > 1 else 0
+    return p.batch[0] * p.hq * p.lq * parts * (p.dv + 2) if parts > 1 else 0
 
 
 def longest_for(problem: Problem, part_keys: int, numbers: int) -> int:
@@ -136,7 +136,7 @@ def first_workspace(tokens: int, sequences: int, kv_heads: int, value_dim: int) 
     """
     rows = -(-tokens // PART_ROW_KEYS)
     rows += min(rows, sequences * FIRST_QUERIES)
-    return sequences * kv_heads * 4, rows * kv_heads * (value_dim + 1)
+    return sequences * kv_heads * 4, rows * kv_heads * (value_dim + 2)
 
 
 @lru_cache(maxsize=256)

@@ -131,7 +131,7 @@ def _with_parts(problem: Problem, gpu: Gpu, totals: Totals, variant: Variant, pl
     if plan.parts == 1:
         return plan._replace(why=f"{plan.why}; {units}")
     rows = count_entries(p, totals) * p.hq * (totals[0] if totals else p.lq)
-    workspace = plan.parts * rows * (p.dv + 1) * number_bytes(p)
+    workspace = plan.parts * rows * (p.dv + 2) * number_bytes(p)
     why = (
         f"{plan.why}; keys cut every {plan.part_keys}, and merge: a warp for each row of up to {plan.parts} parts, for "
         f"which a workspace of {workspace} bytes is taken; {units}"

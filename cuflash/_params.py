@@ -163,7 +163,7 @@ DECODE = Struct(
     "DecodeParams<T, Stored>",
     q=POINTER, q_strides=STRIDES, cache=CACHE, seqs=POINTER, lengths=POINTER, q_offset="i8", bias=REALS,
     slopes=REALS, sinks=REALS, left="i8", right="i8", scale="f8", softcap="f8", out=POINTER, out_strides=STRIDES,
-    lse=POINTER, lse_strides=STRIDES, part_outs=POINTER, part_lses=POINTER, tickets=POINTER, b="i4", hq="i4", hk="i4",
+    lse=POINTER, lse_strides=STRIDES, part_outs=POINTER, part_sums=POINTER, tickets=POINTER, b="i4", hq="i4", hk="i4",
     lq="i4", d="i4", dv="i4", part_keys="i4", splits="i4", parts="i4", listed="i4", limit="i4",
 )  # fmt: skip
 APPEND = Struct(
@@ -182,7 +182,7 @@ MERGE = Struct(
     "MergeParams<T, Part>",
     given=(MERGE_PART, MERGE_ARRAYS), out_step="i8", lse_step="i8", out=POINTER, lse=POINTER, out_strides=STRIDES,
     lse_strides=STRIDES, entries="i8", batch=("i4", BATCH_AXES), heads="i4", rows="i4", dv="i4",
-    parts="i4", arrays="i4",
+    parts="i4", arrays="i4", sums="i4",
 )  # fmt: skip
 NUMBERS = Struct("Numbers", data=POINTER, strides=STRIDES, kind="i4")
 ROTARY = Struct(

@@ -96,7 +96,7 @@ DECODE_SCALE_BYTES = 8  # of shared memory more for each key of a tile, where ke
 DecodeTable = dict[tuple[int, int], tuple[tuple[int, int, int, int, int], ...]]
 DECODE_MMA: DecodeTable = {
     (2, 64): ((16, 3, 4, 4, 55680), (32, 3, 4, 3, 57856)),
-    (2, 128): ((16, 2, 4, 3, 74112), (32, 2, 4, 2, 78848)),
+    (2, 128): ((16, 2, 4, 3, 74112), (32, 2, 4, 2, 79360)),
     (2, 256): ((16, 2, 2, 1, 76160),),
     (1, 64): ((16, 3, 4, 4, 32640), (32, 4, 4, 2, 43520)),
     (1, 128): ((16, 2, 4, 3, 42368), (32, 4, 4, 2, 80384)),

@@ -52,10 +52,7 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
     struct Smem {
         union {
             Stage ring[WARPS][STAGES];
-            struct {
-                float outs[WARPS][Q_TILE][CONFIG.value_dim];
-                float maxima[WARPS][Q_TILE], sums[WARPS][Q_TILE];
-            };
+            WarpResults<Q_TILE, CONFIG.value_dim> results[WARPS];
         };
         alignas(16) float p[WARPS][OWN][WARP];
         uint32_t before;
@@ -95,7 +92,8 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
             __syncwarp();       // the weights are there
             Units::mma_ab(o, p, stage.v);
         });
-        merge_warps(smem, params, work, o, softmax);
+        leave(smem.results[Units::warp()], o, softmax);
+        merge_warps(smem.results, params, work);
         if (work.merges(params, smem.before)) merge_parts<WARPS>(params, work);
     }
 
@@ -158,42 +156,16 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
         }
     }
 
-    // The warps' results become those of the part, a row to a warp. They are merged by their maxima, which are exact,
-    // and not by their lse as parts are: an lse of 100 is rounded by 4e-6, and weights with it.
-    static __device__ __forceinline__ void merge_warps(
-        Smem& smem, const Params& params, const DecodeWork& work, const float (&o)[Q_TILE][COLS], Softmax& softmax
+    // A warp's results, for the others.
+    static __device__ __forceinline__ void leave(
+        WarpResults<Q_TILE, CONFIG.value_dim>& results, const float (&o)[Q_TILE][COLS], Softmax& softmax
     ) {
-        float lse[1];
-        softmax.finish(lse);
-        if (Units::col(0) == 0) {
-            smem.maxima[Units::warp()][Units::row()] = softmax.max[0];
-            smem.sums[Units::warp()][Units::row()] = softmax.sum[0];
-        }
+        softmax.finish();
+        if (Units::col(0) == 0) results.sums[Units::row()] = softmax.row(0);
 #pragma unroll
         for (int r = 0; r < Q_TILE; ++r)
 #pragma unroll
-            for (int c = 0; c < COLS; ++c) smem.outs[Units::warp()][r][Units::out_col(c)] = o[r][c];
-        __syncthreads();        // the results of all warps are there
-        for (int i = Units::warp(); i < work.row1 - work.row0; i += WARPS)
-            store_row(params, work, work.row0 + i, [&](int dv, auto put) {
-                float top = -infinity<float>();
-#pragma unroll
-                for (int warp = 0; warp < WARPS; ++warp) top = largest(top, smem.maxima[warp][i]);
-                const float base = Softmax::finite(top);
-                float shares[WARPS], total = 0;
-#pragma unroll
-                for (int warp = 0; warp < WARPS; ++warp) {
-                    shares[warp] = exp_of(smem.maxima[warp][i] - base);
-                    total += shares[warp] * smem.sums[warp][i];
-                }
-                for (int col = Units::lane(); col < dv; col += WARP) {
-                    float sum = 0;
-#pragma unroll
-                    for (int warp = 0; warp < WARPS; ++warp) sum += shares[warp] * smem.outs[warp][i][col];
-                    put(col, total == 0 ? 0.0f : sum / total);
-                }
-                return total == 0 ? -infinity<float>() : base + log_of(total);
-            });
+            for (int c = 0; c < COLS; ++c) results.outs[r][Units::out_col(c)] = o[r][c];
     }
 };
 

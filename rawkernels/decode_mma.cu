@@ -16,7 +16,7 @@
 // Shared memory (bytes; d = dv = 128, 16 queries, 2 stages):
 //     0       q       4096     written once
 //     4096    ring   65536     a warp's keys and values, STAGES tiles of 8192 for each of 4 warps (of codes: of 4224)
-//     4096    merged 33024     the warps' outputs and lse: take the place of the ring when all are done
+//     4096    merged 33280     the warps' outputs, maxima and sums: take the place of the ring when all are done
 //     69632   room    4096     scores on their way through an option
 //     73728   seen     128     first and last key of each query
 //     73856   work     240     what the block owns, and core/ticket.cuh's word
@@ -57,10 +57,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
         MmaTile<Q_TILE, HEAD_DIM> q;
         union {
             Stage ring[WARPS][STAGES];
-            struct {
-                float outs[WARPS][Q_TILE][VALUE_DIM];
-                float lses[WARPS][Q_TILE];
-            };
+            WarpResults<Q_TILE, VALUE_DIM> results[WARPS];
         };
         float room[ROOM][THREADS];
         Seen seen[Q_TILE];
@@ -81,7 +78,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
         if (threadIdx.x == 0) smem.work = work;
 
         const bool plain = params.softcap == 0 && params.bias.data == nullptr && params.slopes.data == nullptr &&
-                           params.scale > 0;
+                           serves_as_unit(float(params.scale));
         const float unit = plain ? float(params.scale) : 1.0f;
 
         float o[M][COLS][4] = {};
@@ -96,7 +93,8 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
             softmax.step(s, o, unit * LOG2_E);
             stage.add_values(o, s);
         });
-        merge_warps(smem, params, o, softmax, unit);
+        leave(smem, params, o, softmax, unit);
+        merge_warps(smem.results, params, smem.work);
         if (smem.work.merges(params, smem.before)) merge_parts<WARPS>(params, smem.work);
     }
 
@@ -140,13 +138,14 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
             }
     }
 
-    // The warps' results become those of the part, which go to where they belong or to the workspace, a row to a warp.
-    static __device__ __forceinline__ void merge_warps(
+    // A warp's results, for the others.
+    static __device__ __forceinline__ void leave(
         Smem& smem, const Params& params, const float (&o)[M][COLS][4], const FragmentSoftmax<Units, M>& softmax,
         float unit
     ) {
         const DecodeWork& work = smem.work;
         const Reals& sinks = params.sinks;
+        auto& results = smem.results[Units::warp()];
         const bool with_sinks = sinks.data != nullptr && work.part == 0 && Units::warp() == 0;
 #pragma unroll
         for (int m = 0; m < M; ++m)
@@ -156,23 +155,14 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
                 float sink = -infinity<float>();
                 if (with_sinks && work.row0 + row < work.row1)
                     sink = widen_any<float>(sinks.data, sinks.dtype, work.head(work.row0 + row) * sinks.strides.head);
-                const auto [lse, share] = softmax.finish(m, half, unit, sink);
-                const float factor = share * Stage::OUTPUT_UNIT;
-                if (Units::col(0, 0) == 0) smem.lses[Units::warp()][row] = lse;
+                const auto [sum, scale] = softmax.finish(m, half, unit, sink);
+                if (Units::col(0, 0) == 0) results.sums[row] = sum;
 #pragma unroll
                 for (int n = 0; n < COLS; ++n)
 #pragma unroll
                     for (int i = 0; i < 2; ++i)
-                        smem.outs[Units::warp()][row][Stage::col(n, i)] = factor * o[m][n][2 * half + i];
+                        results.outs[row][Stage::col(n, i)] = scale * Stage::OUTPUT_UNIT * o[m][n][2 * half + i];
             }
-        __syncthreads();        // the results of all warps are there
-        for (int i = Units::warp(); i < work.row1 - work.row0; i += WARPS)
-            store_row(params, work, work.row0 + i, [&](int dv, auto put) {
-                return merge_row<float>(
-                    WARPS, dv, [&](int warp) { return smem.lses[warp][i]; },
-                    [&](int warp, int col) { return smem.outs[warp][i][col]; }, put
-                );
-            });
     }
 };
 

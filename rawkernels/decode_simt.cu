@@ -15,7 +15,7 @@
 //                                                                              [ t0 ][ ]     <- one block
 //                                                                                            <- leaves at once
 //
-// A tile with one part is finished by its block. Else each block writes its part's out and lse to the workspace, and
+// A tile with one part is finished by its block. Else each block writes what is left of its part to the workspace, and
 // the last to arrive (core/ticket.cuh) merges them in their order (attention/split.cuh), a row to a warp.
 //
 // Threads: 128, as core/simt_tile.cuh has them; a warp owns its rows of s, p and o until the parts are merged.
@@ -195,17 +195,17 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
     static __device__ __forceinline__ void store(
         const Params& params, const DecodeWork& work, const A (&o)[CHUNKS][ROWS][Units::VEC], OnlineSoftmax<A, ROWS>& softmax
     ) {
-        A lse[ROWS];
-        softmax.finish(lse);
+        softmax.finish();
         const bool whole = work.whole;
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             const int row = work.row0 + Units::y() * ROWS + r;
             if (row >= work.row1) continue;
             const int64_t slot = work.slot(params, row);
+            const RowSum<A> sum = softmax.row(r);
             if (Units::x() == 0) {
-                if (!whole) params.part_lses[slot] = lse[r];
-                else if (params.lse != nullptr) params.lse[work.row_of(params.lse_strides, row)] = lse[r];
+                if (!whole) params.part_sums[slot] = sum;
+                else if (params.lse != nullptr) params.lse[work.row_of(params.lse_strides, row)] = sum.lse();
             }
             if (whole && params.out == nullptr) continue;
             const int64_t out_at = whole ? work.row_of(params.out_strides, row) : slot * params.dv;
@@ -215,8 +215,8 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
                 for (int c = 0; c < Units::VEC; ++c) {
                     const int col = chunk * COLS + Units::x() * Units::VEC + c;
                     if (col >= params.dv) continue;
-                    const A number = softmax.normalise(o[chunk][r][c], r);
-                    if (whole) params.out[out_at + col * params.out_strides.col] = narrow<T>(number);
+                    const A number = o[chunk][r][c];
+                    if (whole) params.out[out_at + col * params.out_strides.col] = narrow<T>(sum.divide(number));
                     else params.part_outs[out_at + col] = number;
                 }
         }

@@ -11,7 +11,7 @@
 //              warp 1  [   .    ][   .    ]        [   ]      s, p and o stay in a warp's registers (core/mma_tile.cuh)
 //
 // Where there are too few tiles of queries for the GPU, each has a block for every part of its keys (Mask::part), which
-// stores the part's output in float32; merge.cu makes one of them.
+// stores what is left of the part in float32; merge.cu makes one of them.
 //
 // Shared memory (bytes; d = dv = 128, Q_TILE = 128, KV_TILE = 64):
 //     0       q     32768    as they are; at the end the output on its way out
@@ -116,7 +116,7 @@ template <MmaConfig CONFIG> struct FwdMma {
         const auto& problem = params.problem;
         auto head = QueryHead<T>::of(problem, tile.span, tile.head);
         head.mask = head.mask.template part<KV_TILE>(part, params.part_keys, tile.q0);
-        const bool plain = head.score.plain() && head.mask.array == nullptr && head.score.scale > 0;
+        const bool plain = head.score.plain() && head.mask.array == nullptr && serves_as_unit(head.score.scale);
         return {head, values_of(problem, tile.span, tile.head), tile.q0, least(tile.q0 + Q_TILE, tile.span.lq),
                 plain, plain ? head.score.scale : 1.0f};
     }
@@ -164,6 +164,7 @@ template <MmaConfig CONFIG> struct FwdMma {
         const Strides &lse_strides = params.lse_strides, &strides = params.out_strides;
         const int64_t row0 = tile.span.q_start + tile.q0;
         const int64_t out_at = row_of(strides, tile.span.entry, tile.head, row0) + part * params.out_step;
+        const int64_t lse_at = row_of(lse_strides, tile.span.entry, tile.head, row0) + part * params.lse_step;
         Units::wait();
         __syncthreads();    // all have done with q, also where no tile was visited
 #pragma unroll
@@ -171,12 +172,13 @@ template <MmaConfig CONFIG> struct FwdMma {
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
                 const int row = 16 * M * Units::warp() + Units::row(m, 2 * half);
-                const auto [lse, share] = softmax.finish(m, half, work.unit, sink);
+                const auto [sum, scale] = softmax.finish(m, half, work.unit, sink);
+                const float factor = params.part_outs != nullptr ? scale : sum.divide(scale);
                 const bool known = tile.q0 + row < work.q1;
                 if (params.lse != nullptr && Units::col(0, 0) == 0 && known)
-                    params.lse[row_of(lse_strides, tile.span.entry, tile.head, row0 + row) + part * params.lse_step] = lse;
+                    store_sum(params, lse_at + row * lse_strides.row, sum);
 #pragma unroll
-                for (int n = 0; n < COLS; ++n) { o[m][n][2 * half] *= share; o[m][n][2 * half + 1] *= share; }
+                for (int n = 0; n < COLS; ++n) { o[m][n][2 * half] *= factor; o[m][n][2 * half + 1] *= factor; }
                 if (params.part_outs != nullptr) {
                     if (known) store_part(params, out_at + row * strides.row, o[m], half);
                     continue;

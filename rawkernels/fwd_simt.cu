@@ -153,18 +153,14 @@ template <SimtConfig CONFIG> struct FwdSimt {
         const QueryTile& tile = smem.tile;
         const Span& span = tile.span;
         const int rows = span.lq - tile.q0, dv = smem.values.cols;
-        A lse[ROWS];
-        softmax.finish(lse);
+        softmax.finish();
         if (params.lse != nullptr && Units::x() == 0) {
             const int64_t to = row_of(params.lse_strides, span.entry, tile.head, span.q_start + tile.q0) +
                                blockIdx.x % params.parts * params.lse_step;
 #pragma unroll
             for (int r = 0; r < ROWS; ++r) {
                 const int row = Units::y() * ROWS + r;
-                const int64_t at = to + row * params.lse_strides.row;
-                if (row >= rows) continue;
-                params.lse[at] = params.sum == nullptr ? lse[r] : softmax.max[r];
-                if (params.sum != nullptr) params.sum[at] = softmax.sum[r];
+                if (row < rows) store_sum(params, to + row * params.lse_strides.row, softmax.row(r));
             }
         }
         if (params.out == nullptr && params.part_outs == nullptr) return;
@@ -176,7 +172,8 @@ template <SimtConfig CONFIG> struct FwdSimt {
 #pragma unroll
             for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-                for (int c = 0; c < Units::VEC; ++c) o[chunk][r][c] = softmax.normalise(o[chunk][r][c], r);
+                for (int c = 0; c < Units::VEC; ++c)
+                    if (params.part_outs == nullptr) o[chunk][r][c] = softmax.row(r).divide(o[chunk][r][c]);
             Units::for_each(o[chunk], smem.room, [&](int row, int col, A x) {
                 col += chunk * COLS;
                 if (row >= rows || col >= dv) return;

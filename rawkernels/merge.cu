@@ -3,7 +3,7 @@
 //     lse = log(sum_p exp(lse_p)),   out = sum_p exp(lse_p - lse) out_p
 //
 // A part that saw no key of a row, lse_p = -inf, adds nothing to it, whatever its out_p holds. Where none saw any, out
-// is 0 and lse -inf.
+// is 0 and lse -inf. Parts of one forward pass come with the two numbers of a RowSum in place of an lse.
 //
 // Walk: a warp owns a row of the output and walks the parts in their order (attention/split.cuh). Threads: 128.
 #include "attention/cache_params.cuh"
@@ -35,20 +35,23 @@ template <MergeConfig CONFIG> struct Merge {
         const auto at = [&](const Strides& strides) { return offset_of(strides, entry, head) + row * strides.row; };
 
         T* out = params.out + at(params.out_strides);
-        const A lse = merge_row<A>(
+        const RowSum<A> all = merge_row<A>(
             params.parts, params.dv,
             [&](int part) {
                 const MergePart<Part>& from = params.given[part % params.arrays];
-                return from.lse[part / params.arrays * params.lse_step + at(from.lse_strides)];
+                const A* lse = from.lse + part / params.arrays * params.lse_step + at(from.lse_strides);
+                return RowSum<A>{lse[0], params.sums ? lse[1] : A(1)};
             },
             [&](int part, int col) {
                 const MergePart<Part>& from = params.given[part % params.arrays];
                 const int64_t first = part / params.arrays * params.out_step + at(from.out_strides);
                 return widen(from.out[first + col * from.out_strides.col]);
             },
-            [&](int col, A number) { out[col * params.out_strides.col] = narrow<T>(number); }
+            [&](int col, A number, const RowSum<A>& sum) {
+                out[col * params.out_strides.col] = narrow<T>(sum.divide(number));
+            }
         );
-        if (params.lse != nullptr && threadIdx.x % WARP == 0) params.lse[at(params.lse_strides)] = lse;
+        if (params.lse != nullptr && threadIdx.x % WARP == 0) params.lse[at(params.lse_strides)] = all.lse();
     }
 };
 

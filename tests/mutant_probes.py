@@ -255,8 +255,8 @@ def edited_header(p):
     """A header is edited between two processes that share a cache."""
     p.patch.setenv("CUFLASH_CACHE_DIR", str(p.root / "cache"))
     forward(p)
-    header = p.root / "attention" / "online_softmax.cuh"
-    header.write_text(header.read_text().replace("A(0) : o / sum[r]", "A(0) : o"))
+    header = p.root / "attention" / "row_sum.cuh"
+    header.write_text(header.read_text().replace("A(0) : number / sum", "A(0) : number"))
     p.forget()
     try:
         forward(p)

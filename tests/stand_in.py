@@ -318,8 +318,8 @@ def run_decode(config, grid, params):
     if p["parts"] > 1:
         wide = np.float64 if element(config) == np.float64 else np.float32
         outs = memory(params["part_outs"], (b * hq * lq * p["parts"] * p["dv"],), wide)
-        lses = memory(params["part_lses"], (b * hq * lq * p["parts"],), wide)
-        outs[...], lses[...] = 7, 8
+        sums = memory(params["part_sums"], (b * hq * lq * p["parts"], 2), wide)
+        outs[...], sums[...] = 7, 8
         assert (outs == 7).all()
     q = memory(params["q"], (b, hq, lq, p["d"]), element(config), steps_of(params["q_strides"]))
     out = memory(params["out"], (b, hq, lq, p["dv"]), element(config), steps_of(params["out_strides"]))

@@ -154,14 +154,14 @@ def test_few_queries_arrive_as_those_of_a_cache(batch, lk, recorder, normal):
         np.testing.assert_array_equal(found.ravel(), np.arange(target.size))
         return
     rows = b * 4 * 9
-    assert recorder.made[-1] == ((parts * rows * 9,), np.float32)
+    assert recorder.made[-1] == ((parts * rows * 10,), np.float32)
     merge = others[0].params
     given = merge["given"][0]
     heads = given["out_strides"]["head"], given["out_strides"]["row"]
     assert given["out"] == params["part_outs"]
-    assert given["lse"] == params["part_lses"] == params["part_outs"] + 4 * parts * rows * 8
+    assert given["lse"] == params["part_sums"] == params["part_outs"] + 4 * parts * rows * 8
     assert heads == (parts * 8, 2 * parts * 8)  # heads of a group lie side by side, then its queries
-    assert (merge["out_step"], merge["lse_step"], merge["parts"]) == (8, 1, parts)
+    assert (merge["out_step"], merge["lse_step"], merge["parts"], merge["sums"]) == (8, 2, parts, 1)
     assert merge["lse"] == 0
 
 

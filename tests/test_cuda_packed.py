@@ -198,6 +198,7 @@ def check_parts(shape, kind, dtype, recorder, normal):
     sizes = (*params["batch"], params["heads"], params["rows"])
     assert params["entries"] == np.prod(params["batch"])
     assert (params["parts"], params["arrays"]) == (parts, 3 if kind in ("sequence", "mixed") else 1)
+    assert params["sums"] == 0
     for p in range(parts):
         given, step = params["given"][p % params["arrays"]], p // params["arrays"]
         address = given["out"] + step * params["out_step"] * outs.itemsize

@@ -94,7 +94,7 @@ def test_queries_of_a_head_lie_in_the_fewest_tiles(dtype, hq, lq, q_tile, part_r
     assert plan.tiles == 2 * 2 * -(-rows // q_tile)
     assert plan.part_keys == 64 * part_rows
     assert plan.tickets == plan.tiles
-    assert plan.numbers == 2 * hq * lq * plan.parts * (64 + 1)
+    assert plan.numbers == 2 * hq * lq * plan.parts * (64 + 2)
 
 
 def test_blocks_take_turns_where_there_would_be_many():

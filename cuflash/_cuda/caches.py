@@ -191,13 +191,13 @@ def _limits(call: Call) -> tuple[int, int]:
 
 
 def _workspace(runtime: Runtime, kept: Kept, problem: Problem, parts: int) -> dict[str, int]:
-    """Where partial outputs, their lses and counters lie."""
+    """Where partial outputs, their maxima and sums, and counters lie."""
     tickets = runtime.pointer(kept.tickets)
     if kept.numbers is None or parts == 1:
-        return {"part_outs": 0, "part_lses": 0, "tickets": tickets}
-    start, rows = runtime.pointer(kept.numbers), count_numbers(problem, parts) // (problem.dv + 1)
+        return {"part_outs": 0, "part_sums": 0, "tickets": tickets}
+    start, rows = runtime.pointer(kept.numbers), count_numbers(problem, parts) // (problem.dv + 2)
     return {
-        "part_outs": start, "part_lses": start + rows * problem.dv * kept.numbers.dtype.itemsize, "tickets": tickets,
+        "part_outs": start, "part_sums": start + rows * problem.dv * kept.numbers.dtype.itemsize, "tickets": tickets,
     }  # fmt: skip
 
 

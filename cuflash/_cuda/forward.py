@@ -106,9 +106,10 @@ def _fill(
     if plan.merge is None:
         _launch_tiles(runtime, plan, fields, batch, results)
         return
-    parts = split_room(plan, room, shape, dv)
-    _launch_tiles(runtime, plan, fields, batch, parts)
-    launch_merge(runtime, plan.merge, parts, results)
+    outs, sums = split_room(plan, room, shape, dv)
+    parts = (outs, sums[..., 0])
+    _launch_tiles(runtime, plan, fields, batch, parts, sums[..., 1])
+    launch_merge(runtime, plan.merge, parts, results, sums=True)
 
 
 def _launch_tiles(

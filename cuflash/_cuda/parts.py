@@ -45,15 +45,16 @@ def make_room(runtime: Runtime, call: Call, plan: ForwardPlan) -> Array:
 
 
 def split_room(plan: ForwardPlan, numbers: Array, shape: tuple[int, ...], dv: int) -> Pair:
-    """The partial results (parts, *shape, dv) and (parts, *shape) that lie in `numbers`."""
+    """The partial results (parts, *shape, dv), and the maximum and sum of each (parts, *shape, 2), in `numbers`."""
     count = plan.parts * prod(shape)
-    return numbers[: count * dv].reshape(plan.parts, *shape, dv), numbers[count * dv :].reshape(plan.parts, *shape)
+    return numbers[: count * dv].reshape(plan.parts, *shape, dv), numbers[count * dv :].reshape(plan.parts, *shape, 2)
 
 
-def launch_merge(runtime: Runtime, step: Step, given: Pair | Sequence[Pair], out: Pair) -> None:
+def launch_merge(runtime: Runtime, step: Step, given: Pair | Sequence[Pair], out: Pair, sums: bool = False) -> None:
     """Fill an output (*axes, dv) and its lse (*axes), as far as they are wanted, from those of all parts.
 
-    `given` is a pair with an axis of the parts in front, or a list of a pair for each.
+    `given` is a pair with an axis of the parts in front, or a list of a pair for each. With `sums` there is the maximum
+    of a row in place of its lse, followed by its sum, by which the output is not divided yet.
     """
     out_step = lse_step = lead = 0
     parts = len(given)
@@ -74,6 +75,7 @@ def launch_merge(runtime: Runtime, step: Step, given: Pair | Sequence[Pair], out
         lse_step=lse_step, out=addresses[-1][0], lse=addresses[-1][1], out_strides=strides[-1][:7],
         lse_strides=strides[-1][7:], entries=prod(sizes[:BATCH_AXES]), batch=sizes[:BATCH_AXES], heads=sizes[-2],
         rows=sizes[-1], dv=0 if out[0] is None else dv, parts=parts, arrays=len(given),
+        sums=int(sums),
     )  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 #pragma once
 #include "../core/codes.cuh"
 #include "params.cuh"
+#include "row_sum.cuh"
 
 namespace cf {
 
@@ -41,8 +42,8 @@ template <typename T, typename Stored> struct DecodeParams {
     Strides out_strides;
     Acc<T>* lse;        // [b, hq, lq]; null: not wanted
     Strides lse_strides;
-    Acc<T>* part_outs;  // [b, hq * lq, parts, dv], workspace
-    Acc<T>* part_lses;  // [b, hq * lq, parts]
+    Acc<T>* part_outs;  // [b, hq * lq, parts, dv], workspace; not divided yet by
+    RowSum<Acc<T>>* part_sums;  // [b, hq * lq, parts]
     uint32_t* tickets;  // [b * hk * tiles of queries], zeros; null: several parts are left to merge.cu
     int32_t b, hq, hk, lq, d, dv;
     int32_t part_keys;  // keys of a part
@@ -99,6 +100,7 @@ template <typename T, typename Part> struct MergeParams {
     int32_t batch[BATCH_AXES];
     int32_t heads, rows, dv;
     int32_t parts, arrays;
+    int32_t sums;       // in place of each lse there is a RowSum, by which the output is not divided yet
 };
 
 // Numbers of a kind that is known at run time.

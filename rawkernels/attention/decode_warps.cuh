@@ -85,23 +85,38 @@ __device__ __forceinline__ void stream_keys(
     __syncthreads();        // all warps have done with the ring
 }
 
-// By one warp: a row's results to where they belong, or those of a part to the workspace. merge(dv, put) calls
-// put(col, number) for each column of the output, and returns the lse.
-template <typename T, typename Stored, typename Merge>
-__device__ __forceinline__ void store_row(
-    const DecodeParams<T, Stored>& params, const DecodeWork& work, int row, Merge merge
+// What a warp leaves of the tile's rows: outputs before their division, and the sums to divide by.
+template <int ROWS, int COLS> struct WarpResults {
+    float outs[ROWS][COLS];
+    RowSum<float> sums[ROWS];
+};
+
+// The results of all warps become those of the part, which go to where they belong or to the workspace, a row to a warp.
+template <int WARPS, int ROWS, int COLS, typename T, typename Stored>
+__device__ __forceinline__ void merge_warps(
+    const WarpResults<ROWS, COLS> (&results)[WARPS], const DecodeParams<T, Stored>& params, const DecodeWork& work
 ) {
+    __syncthreads();        // the results of all warps are there
     const bool whole = work.whole;
-    const int64_t slot = work.slot(params, row);
-    T* out = params.out == nullptr ? nullptr : params.out + work.row_of(params.out_strides, row);
-    float* part_out = whole ? nullptr : params.part_outs + slot * params.dv;
-    const float lse = merge(whole && out == nullptr ? 0 : params.dv, [&](int col, float number) {
-        if (whole) out[col * params.out_strides.col] = narrow<T>(number);
-        else part_out[col] = number;
-    });
-    if (threadIdx.x % WARP != 0) return;
-    if (!whole) params.part_lses[slot] = lse;
-    else if (params.lse != nullptr) params.lse[work.row_of(params.lse_strides, row)] = lse;
+#pragma unroll 1
+    for (int i = threadIdx.x / WARP; i < work.row1 - work.row0; i += WARPS) {
+        const int row = work.row0 + i;
+        const int64_t slot = work.slot(params, row);
+        T* out = params.out == nullptr ? nullptr : params.out + work.row_of(params.out_strides, row);
+        float* part_out = whole ? nullptr : params.part_outs + slot * params.dv;
+        const RowSum<float> all = merge_row<float>(
+            WARPS, whole && out == nullptr ? 0 : params.dv,
+            [&](int warp) { return results[warp].sums[i]; },
+            [&](int warp, int col) { return results[warp].outs[i][col]; },
+            [&](int col, float number, const RowSum<float>& sum) {
+                if (whole) out[col * params.out_strides.col] = narrow<T>(sum.divide(number));
+                else part_out[col] = number;
+            }
+        );
+        if (threadIdx.x % WARP != 0) continue;
+        if (!whole) params.part_sums[slot] = all;
+        else if (params.lse != nullptr) params.lse[work.row_of(params.lse_strides, row)] = all.lse();
+    }
 }
 
 }  // namespace cf

@@ -157,16 +157,19 @@ template <int WARPS, typename T, typename Stored>
 __device__ __forceinline__ void merge_parts(const DecodeParams<T, Stored>& params, const DecodeWork& work) {
     using A = Acc<T>;
     for (int row = work.row0 + threadIdx.x / WARP; row < work.row1; row += WARPS) {
-        const A* lses = params.part_lses + (work.first_row + row) * params.parts;
+        const RowSum<A>* sums = params.part_sums + (work.first_row + row) * params.parts;
         const A* outs = params.part_outs + (work.first_row + row) * params.parts * params.dv;
         T* out = params.out == nullptr ? nullptr : params.out + work.row_of(params.out_strides, row);
-        const A lse = merge_row<A>(
+        const RowSum<A> all = merge_row<A>(
             work.keys.count, out == nullptr ? 0 : params.dv,
-            [&](int part) { return lses[part]; },
+            [&](int part) { return sums[part]; },
             [&](int part, int col) { return outs[int64_t(part) * params.dv + col]; },
-            [&](int col, A number) { out[col * params.out_strides.col] = narrow<T>(number); }
+            [&](int col, A number, const RowSum<A>& sum) {
+                out[col * params.out_strides.col] = narrow<T>(sum.divide(number));
+            }
         );
-        if (params.lse != nullptr && threadIdx.x % WARP == 0) params.lse[work.row_of(params.lse_strides, row)] = lse;
+        if (params.lse != nullptr && threadIdx.x % WARP == 0)
+            params.lse[work.row_of(params.lse_strides, row)] = all.lse();
     }
 }
 

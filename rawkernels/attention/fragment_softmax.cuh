@@ -8,13 +8,19 @@
 //     rounding; most tiles need not touch the output (FlashAttention-4's rule). The rows of a fragment move together.
 #pragma once
 #include "../core/mma_tile.cuh"
+#include "row_sum.cuh"
 
 namespace cf {
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
+// Whether products may stand for scores that are `unit` times as large: the exponent's factor has all its digits.
+__device__ __forceinline__ bool serves_as_unit(float unit) {
+    return unit * LOG2_E >= 0x1p-126f && unit * LOG2_E < infinity<float>();
+}
+
 // State of the 2 M rows of a lane. `sum` is over the lane's own columns until `finish`. A row that has seen no key has
-// base -inf and sum 0, and ends as output 0 and lse -inf.
+// base -inf and sum 0 (row_sum.cuh).
 template <typename Units, int M> struct FragmentSoftmax {
     static constexpr float GROWTH = 8;  // of the exponent, before base follows
     float base[M][2], sum[M][2];
@@ -56,16 +62,15 @@ template <typename Units, int M> struct FragmentSoftmax {
         }
     }
 
-    // The lse of a row, `unit` being what 1 of a score is worth in it, and what its output is to be multiplied by.
-    // `sink` is a logit that carries no value, or -inf.
-    struct Finished { float lse, share; };
+    // What is left of a row, `unit` being what 1 of a product is worth in it; its output times `scale` is relative to that
+    // maximum. `sink` is a logit that carries no value, or -inf.
+    struct Finished { RowSum<float> sum; float scale; };
     __device__ __forceinline__ Finished finish(int m, int half, float unit, float sink) const {
         const float weights = Units::quad_sum(sum[m][half]);
-        const float own = weights == 0 ? -infinity<float>() : rounded_product(base[m][half], unit);
+        const float own = rounded_product(base[m][half], unit);
         const float top = largest(own, sink), shift = finite(top);
         const float scale = ptx::ex2((own - shift) * LOG2_E);
-        const float total = weights * scale + ptx::ex2((sink - shift) * LOG2_E);
-        return {total == 0 ? -infinity<float>() : top + logf(total), total == 0 ? 0.0f : scale / total};
+        return {{top, weights * scale + ptx::ex2((sink - shift) * LOG2_E)}, scale};
     }
 
   private:

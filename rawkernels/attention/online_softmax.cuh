@@ -1,8 +1,8 @@
 // online_softmax.cuh -- softmax(s) @ v over tiles of keys that come one after another (Milakov and Gimelshein 2018,
-// arXiv:1805.02867; as in FlashAttention-2, arXiv:2307.08691, algorithm 1). The rules of -inf are here and nowhere
-// else: a row that has seen no key has max = -inf and sum = 0, and ends as output 0 and lse -inf.
+// arXiv:1805.02867; as in FlashAttention-2, arXiv:2307.08691, algorithm 1). A row that has seen no key has max = -inf
+// and sum = 0 (row_sum.cuh).
 #pragma once
-#include "../core/simt_tile.cuh"
+#include "row_sum.cuh"
 
 namespace cf {
 
@@ -47,8 +47,8 @@ template <typename A, int R, typename Units = Simt<A>> struct OnlineSoftmax {
         }
     }
 
-    // Adds up the rows' sums; returns in `lse` the natural log of each.
-    __device__ __forceinline__ void finish(A (&lse)[R]) {
+    // Adds up the rows' sums.
+    __device__ __forceinline__ void finish() {
 #pragma unroll
         for (int r = 0; r < R; ++r) {
 #pragma unroll
@@ -58,16 +58,15 @@ template <typename A, int R, typename Units = Simt<A>> struct OnlineSoftmax {
                 add(r, other);
             }
             sum[r] += lost[r];
-            lse[r] = sum[r] == A(0) ? -infinity<A>() : max[r] + log_of(sum[r]);
         }
     }
-    // A finished row of the output.
-    __device__ __forceinline__ A normalise(A o, int r) const { return sum[r] == A(0) ? A(0) : o / sum[r]; }
+    // What is left of a row after that.
+    __device__ __forceinline__ RowSum<A> row(int r) const { return {max[r], sum[r]}; }
 
+  private:
     // Stands in for the maximum where there is none, so that -inf is never subtracted from -inf.
     static __device__ __forceinline__ A finite(A row_max) { return row_max == -infinity<A>() ? A(0) : row_max; }
 
-  private:
     // sum += x; what the rounding takes away goes to `lost` (Knuth's two-sum).
     __device__ __forceinline__ void add(int r, A x) {
         const A total = sum[r] + x, part = total - sum[r];

@@ -56,7 +56,7 @@ template <typename T> struct Attention {
 template <typename T> struct FwdParams {
     Attention<T> problem;
     T* out;             // as q, with dv columns; null: not wanted
-    Acc<T>* part_outs;  // instead of it where keys are cut into parts: [parts, as out...]; else null
+    Acc<T>* part_outs;  // instead of it where keys are cut: [parts, as out...], not divided by `sum` yet; else null
     Strides out_strides;        // of either
     Acc<T>* lse;        // [batch..., hq, lq], or [hq, total_q]; null: not wanted. [parts, ...] where keys are cut
     Strides lse_strides;

@@ -2,7 +2,7 @@
 // the parts become one. Parts depend on what a tile of queries sees and on nothing else, and they are merged in their
 // order, so neither the batch nor the room of a cache nor the GPU has a say in the bits.
 #pragma once
-#include "../core/simt_tile.cuh"
+#include "row_sum.cuh"
 
 namespace cf {
 
@@ -24,19 +24,21 @@ struct KeyPart {
     }
 };
 
-// By the threads of one warp together: attention of one query over the union of `parts` disjoint sets of keys, from the
-// results over each,
+// By the threads of one warp together: attention of one query over the union of `parts` disjoint sets of keys, from what
+// is left of each,
 //
-//     lse = log(sum_p exp(lse_p)),   out = sum_p exp(lse_p - lse) out_p,
+//     max = max_p max_p,   sum = sum_p exp(max_p - max) sum_p,   out = sum_p exp(max_p - max) out_p,
 //
-// summed in the order of the parts. What a part without any weight holds is not looked at. lse_of(part) and
-// out_of(part, col) are asked in the arithmetic's type; put(col, number) takes each of the `dv` columns; returns lse.
-template <typename A, typename LseOf, typename OutOf, typename Put>
-__device__ __forceinline__ A merge_row(int parts, int dv, LseOf lse_of, OutOf out_of, Put put) {
+// summed in the order of the parts. Of a part that is known by its finished output and its lse, these are out_p and max_p,
+// and sum_p is 1. What a part without any weight holds is not looked at. sum_of(part) and out_of(part, col) are asked in
+// the arithmetic's type; put(col, number, sum) takes each of the `dv` columns, to be divided by the sum, which is also
+// returned.
+template <typename A, typename SumOf, typename OutOf, typename Put>
+__device__ __forceinline__ RowSum<A> merge_row(int parts, int dv, SumOf sum_of, OutOf out_of, Put put) {
     constexpr int LANE_COLS = 4;    // columns of a lane that share a weight
     const int lane = threadIdx.x % WARP;
     A top = -infinity<A>();
-    for (int part = lane; part < parts; part += WARP) top = largest(top, lse_of(part));
+    for (int part = lane; part < parts; part += WARP) top = largest(top, sum_of(part).max);
 #pragma unroll
     for (int other = 1; other < WARP; other *= 2) top = largest(top, __shfl_xor_sync(0xffffffffu, top, other));
     const A base = top == -infinity<A>() ? A(0) : top;
@@ -47,12 +49,13 @@ __device__ __forceinline__ A merge_row(int parts, int dv, LseOf lse_of, OutOf ou
         A sum[LANE_COLS] = {};
         total = 0;
         for (int part0 = 0; part0 < parts; part0 += WARP) {
-            const A own = part0 + lane < parts ? exp_of(lse_of(part0 + lane) - base) : A(0);
+            const auto [own_max, own_sum] = part0 + lane < parts ? sum_of(part0 + lane) : RowSum<A>{-infinity<A>(), 0};
+            const A own = exp_of(own_max - base), share = own * own_sum;
             const int count = least(WARP, parts - part0);
 #pragma unroll 4
             for (int i = 0; i < count; ++i) {
                 const A weight = __shfl_sync(0xffffffffu, own, i);
-                total += weight;
+                total += __shfl_sync(0xffffffffu, share, i);
 #pragma unroll
                 for (int c = 0; c < LANE_COLS; ++c) {
                     const int col = col0 + c * WARP;
@@ -63,11 +66,11 @@ __device__ __forceinline__ A merge_row(int parts, int dv, LseOf lse_of, OutOf ou
 #pragma unroll
         for (int c = 0; c < LANE_COLS; ++c) {
             const int col = col0 + c * WARP;
-            if (col < dv) put(col, total == A(0) ? A(0) : sum[c] / total);
+            if (col < dv) put(col, sum[c], RowSum<A>{top, total});
         }
         col0 += LANE_COLS * WARP;
     } while (col0 - lane < dv);
-    return total == A(0) ? -infinity<A>() : base + log_of(total);
+    return {top, total};
 }
 
 }  // namespace cf

@@ -27,8 +27,8 @@ GPU = Gpu("sm_90a", sms=4, smem_block=227 * 1024)
 
 # What a launch may write, by the fields of its struct, each byte once; all else is read-only.
 WRITTEN = {
-    "fwd_mma": {"out", "part_outs", "lse"}, "fwd_simt": {"out", "part_outs", "lse", "sum"}, "weights_simt": {"weights"},
-    "bwd_prepare": {"delta"}, "bwd_q_simt": {"dq.data"},
+    "fwd_mma": {"out", "part_outs", "lse", "sum"}, "fwd_simt": {"out", "part_outs", "lse", "sum"},
+    "weights_simt": {"weights"}, "bwd_prepare": {"delta"}, "bwd_q_simt": {"dq.data"},
     "bwd_kv_simt": {"dk.data", "dv.data"}, "bwd_bias_simt": {"dbias.data"}, "bwd_sinks": {"dsinks.data"},
     "sum_axes": {"out"}, "merge": {"out", "lse"}, "rotary": {"out"},
     "decode_mma": {"out", "lse"}, "decode_fma": {"out", "lse"}, "decode_simt": {"out", "lse"},
@@ -37,9 +37,9 @@ WRITTEN = {
 }  # fmt: skip
 # What blocks tell each other in one launch. Several run together then, and the order of all accesses is checked.
 BETWEEN_BLOCKS = {
-    "decode_mma": {"part_outs", "part_lses", "tickets"},
-    "decode_fma": {"part_outs", "part_lses", "tickets"},
-    "decode_simt": {"part_outs", "part_lses", "tickets"},
+    "decode_mma": {"part_outs", "part_sums", "tickets"},
+    "decode_fma": {"part_outs", "part_sums", "tickets"},
+    "decode_simt": {"part_outs", "part_sums", "tickets"},
     "kv_append": {"lengths", "dropped", "tickets"},
 }
 
