@@ -73,7 +73,7 @@ def test_splits_are_parts_of_a_key_or_more():
     assert plan.parts == 7 and "cut into 7 part(s), as asked" in plan.why
     for splits in (5001, 2**31, 2**40):
         plan = plan_decode(problem(splits=splits), GPU)
-        assert (plan.parts, plan.numbers) == (5000, 2 * 8 * 5000 * 65)
+        assert (plan.parts, plan.numbers) == (5000, 2 * 8 * 5000 * 66)
         assert "cut into 5000 part(s)" in plan.why
         assert plan_decode(problem(lq=3, left=20, splits=splits), GPU).parts == 23
 
