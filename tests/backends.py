@@ -113,17 +113,6 @@ class EmulatorBackend(Backend):
     def examples(self, n):
         return min(n, EMULATED_EXAMPLES)
 
-    def prepare(self):
-        """Compile what most tests need, of 64 columns, in several processes at once."""
-        from emulator.ahead import compile_ahead
-
-        from cuflash import _kernels
-
-        wanted = dict.fromkeys(_kernels.variants(head_dims=[64]))
-        with self.tiles("small"):
-            wanted |= dict.fromkeys(_kernels.variants(head_dims=[64]))
-        compile_ahead(self.runtime.folder, wanted)
-
     @contextlib.contextmanager
     def tiles(self, kind):
         """Of 64 columns, and parts of 32 keys in decoding; wider operands keep their tiles."""

@@ -12,6 +12,7 @@ import backends
 import levels
 import numpy as np
 import pytest
+import sharing
 from backends import host
 from hypothesis import Phase, settings
 from levels import TEST_LEVEL
@@ -31,7 +32,6 @@ settings.register_profile(
 )
 settings.load_profile("cuflash")
 
-MANY = 300  # tests on the emulator that need most of its kernels
 left_out = []  # tests that this TEST_LEVEL has no time for
 
 
@@ -42,6 +42,8 @@ def pytest_addoption(parser):
 def pytest_configure(config):
     for mark in levels.MARKS:
         config.addinivalue_line("markers", mark)
+    if sharing.REPORTS in os.environ:
+        config.pluginmanager.register(sharing.Helping(config))
     os.environ.setdefault("CUFLASH_CACHE_DIR", str(config.cache.mkdir("kernels")))  # what is compiled, by content
 
 
@@ -56,13 +58,15 @@ def pytest_report_collectionfinish():
     return f"{len(left_out)} tests are left to a higher TEST_LEVEL" if left_out else []
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    return sharing.run(session) if sharing.wanted(session) else None
+
+
 @pytest.fixture(scope="session", params=backends.names())
 def backend(request):
     """Where the test runs."""
-    backend = backends.make(request.param, str(request.config.cache.mkdir("emulator")))
-    if request.param == "emulator" and sum(map(levels.on_emulator, request.session.items)) > MANY:
-        backend.prepare()
-    return backend
+    return backends.make(request.param, str(request.config.cache.mkdir("emulator")))
 
 
 @pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])

@@ -14,6 +14,7 @@ from mutants import MUTANTS
 TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
 MOST = 12  # cases of a test on the emulator at level 1
 MARKS = (
+    "alone: measures time, so a run of several processes has no other going",
     "pairs: at TEST_LEVEL=2 the emulator runs each two parameter values together",
     "long: the emulator takes some 10 s and runs it from TEST_LEVEL=2 on",
     "grows: does more at TEST_LEVEL=2 than at 1",
