@@ -32,11 +32,11 @@ settings.register_profile(
 )
 settings.load_profile("cuflash")
 
-left_out = []  # tests that this TEST_LEVEL has no time for
+left_out = []  # tests that are left to other levels
 
 
 def pytest_addoption(parser):
-    parser.addoption("--beyond", type=int, help="leave out what this TEST_LEVEL runs already")
+    parser.addoption("--beyond", type=int, help="leave out what a run of this TEST_LEVEL has run")
 
 
 def pytest_configure(config):
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(config, items):
 
 
 def pytest_report_collectionfinish():
-    return f"{len(left_out)} tests are left to a higher TEST_LEVEL" if left_out else []
+    return f"{len(left_out)} tests are left to other values of TEST_LEVEL" if left_out else []
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,7 +1,8 @@
 """A long run in several processes, without pytest-xdist: whichever is free takes the next file of tests.
 
 Each process collects all tests. A file's tests of one backend run one after another in the process that is first to
-make a file of their number. Helpers write down their reports, which the first process tells as its own. Tests marked `alone` come last.
+make a file of their number. Helpers write down their reports, which the first process tells as its own; when they have
+ended it runs the tests marked `alone`.
 """
 
 import itertools
@@ -18,6 +19,7 @@ from backends import missing_gpu
 from cuflash._device import available_cores
 
 REPORTS = "CUFLASH_TEST_REPORTS"  # environment variable of a helper: the file that it writes
+END = b"null\n"  # the last line of that file
 LONG = 300  # tests that are worth a second process
 PROCESSES = min(4, available_cores())
 
@@ -90,7 +92,7 @@ class Helper:
     """Another process, and how many bytes of its reports have been told."""
 
     def __init__(self, session, path):
-        self.session, self.reports, self.told = session, path, 0
+        self.session, self.reports, self.told, self.ended = session, path, 0, False
         self.reports.touch()
         self.output = path.with_suffix(".log")
         started = session.config.invocation_params
@@ -107,15 +109,18 @@ class Helper:
             lines = [line for line in file if line.endswith(b"\n")]
         for line in lines:
             self.told += len(line)
+            if line == END:
+                self.ended = True
+                return
             report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
             config.hook.pytest_runtest_logreport(report=report)
             stop_if_told(self.session)
 
     def finish(self):
-        """Wait for the end, which must be that of a run of tests."""
+        """Wait for the end of the process, which must be that of a run of tests."""
         code = self.process.wait()
         self.tell()
-        if code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
+        if not self.ended:
             raise self.session.Failed(f"a helper ended with {code}:\n{self.output.read_text()}")
 
 
@@ -131,7 +136,13 @@ class Helping:
             pass
         return True
 
+    def pytest_sessionfinish(self):
+        self.write(END)
+
     def pytest_runtest_logreport(self, report):
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
-        with self.reports.open("a") as file:
-            file.write(json.dumps(data) + "\n")
+        self.write(json.dumps(data).encode() + b"\n")
+
+    def write(self, line):
+        with self.reports.open("ab") as file:
+            file.write(line)
