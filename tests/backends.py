@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from levels import TEST_LEVEL
 
-EMULATED_EXAMPLES = 10 if TEST_LEVEL < 3 else 100
+EMULATED_EXAMPLES = {1: 5, 2: 10}.get(TEST_LEVEL, 100)
 
 on_numpy = pytest.mark.parametrize("backend", ["numpy"], indirect=True)
 
@@ -191,7 +191,7 @@ def anything(**strategies):
         def run(backend, **fixtures):
             return (few if backend.name == "emulator" else many)(backend=backend, **fixtures)
 
-        return run
+        return pytest.mark.grows(run)
 
     return decorate
 

@@ -1,22 +1,23 @@
 """Which tests a TEST_LEVEL runs: 1 for a newcomer, 2 what must pass before a change lands, 3 all there is.
 
 Levels 1 and 2 are samples of what takes long: tests on the emulator, planted bugs, and (in test_compile.py) variants of
-kernels for an architecture. A sample follows from names and shows every value of every parameter.
+kernels for an architecture. A sample follows from names; that of level 2 shows every value of every parameter.
 """
 
 import functools
 import hashlib
 import itertools
 import os
+from collections import Counter
 
 from mutants import MUTANTS
 
 TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
-MOST = 6  # cases of a test on the emulator at level 1
+MOST = 4  # cases of a test on the emulator at level 1
 MARKS = (
     "alone: measures time, so a run of several processes has no other going",
     "pairs: at TEST_LEVEL=2 the emulator runs each two parameter values together",
-    "long: the emulator takes some 10 s and runs it from TEST_LEVEL=2 on",
+    "long: takes some 10 s; but for NumPy it runs from TEST_LEVEL=2 on",
     "grows: does more at TEST_LEVEL=2 than at 1",
 )
 
@@ -26,22 +27,26 @@ def chosen(items, level):
 
     Of a test function's cases on the emulator those are kept that show a value of some parameter for the first time, in
     an order that follows from their names and mixes them; of those marked `pairs`, at level 2, two values together.
-    What one `parametrize` gives several arguments counts as one value.
+    What one `parametrize` gives several arguments counts as one value. Level 1 keeps MOST of them, and few of the
+    planted bugs.
     """
-    seen, cases, kept = set(), {}, set()
-    for item in sorted(items, key=_mixed):
-        if on_emulator(item) and level < 3:
-            if level == 1 and item.get_closest_marker("long"):
-                continue
-            new = set(_shown(item, level)) - seen
-            seen |= new
-            test = item.path, item.originalname
-            if new and (level > 1 or cases.get(test, 0) < MOST):
-                cases[test] = cases.get(test, 0) + 1
-                kept.add(item)
-        elif level > 1 or not _left_bug(item):
-            kept.add(item)
+    kept = set(items)
+    if level < 3:
+        emulated = [item for item in items if on_emulator(item)]
+        kept = kept.difference(emulated) | set(_sample(emulated, level))
+    if level == 1:
+        kept -= {item for item in kept if _long(item) or _left_bug(item)}
     return [item for item in items if item in kept]
+
+
+def _sample(emulated, level):
+    seen, cases = set(), Counter()
+    for item in sorted(emulated, key=_mixed):
+        test, new = (item.path, item.originalname), set(_shown(item, level)) - seen
+        seen |= new
+        if new and (level > 1 or cases[test] < MOST):
+            cases[test] += 1
+            yield item
 
 
 def beyond(items, level):
@@ -59,6 +64,10 @@ def _shown(item, level):
     shown = sorted((names, *(id(values[name]) for name in names)) for names in groups if names != ("backend",))
     together = 2 if level > 1 and item.get_closest_marker("pairs") and len(shown) > 1 else 1
     return [(test, *some) for some in (*itertools.combinations(shown, together), ())]
+
+
+def _long(item):
+    return item.get_closest_marker("long") is not None and item.callspec.params.get("backend") != "numpy"
 
 
 def _left_bug(item):
