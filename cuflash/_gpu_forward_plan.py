@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from cuflash import _configs, _tuning
 from cuflash._device import Gpu
-from cuflash._gpu_decode_plan import choose_decode
+from cuflash._gpu_decode_plan import choose_decode, say_queries
 from cuflash._gpu_plan import (
     Step,
     Totals,
@@ -96,9 +96,7 @@ def _plan_few_queries(problem: Problem, gpu: Gpu) -> ForwardPlan | None:
     tiles = prod(p.batch) * p.hk * reads
     parts, part_keys = _cut_keys(p, gpu, tiles, variant)
     step = make_step(p, kernel, variant, tiles * parts)
-    why = (
-        f"{kernel}: a block owns {tile.q_tile} of the {rows} queries that share a key/value head; {say_busy(step, gpu)}"
-    )
+    why = f"{kernel}: a block owns {say_queries(rows, tile.q_tile)}; {say_busy(step, gpu)}"
     return _with_parts(p, gpu, None, variant, ForwardPlan(step, None, 0, parts, part_keys, 0, why))
 
 

@@ -7,8 +7,6 @@ how many random examples there is time for. Tests that are about one kind of bac
 
 import contextlib
 import functools
-import hashlib
-import itertools
 import os
 import sys
 import types
@@ -16,9 +14,9 @@ import types
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from levels import TEST_LEVEL
 
-TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
-EMULATED_EXAMPLES = {1: 10, 2: 100}.get(TEST_LEVEL, 1000)
+EMULATED_EXAMPLES = {1: 5, 2: 10}.get(TEST_LEVEL, 100)
 
 on_numpy = pytest.mark.parametrize("backend", ["numpy"], indirect=True)
 
@@ -115,17 +113,6 @@ class EmulatorBackend(Backend):
     def examples(self, n):
         return min(n, EMULATED_EXAMPLES)
 
-    def prepare(self):
-        """Compile what most tests need, of 64 columns, in several processes at once."""
-        from emulator.ahead import compile_ahead
-
-        from cuflash import _kernels
-
-        wanted = dict.fromkeys(_kernels.variants(head_dims=[64]))
-        with self.tiles("small"):
-            wanted |= dict.fromkeys(_kernels.variants(head_dims=[64]))
-        compile_ahead(self.runtime.folder, wanted)
-
     @contextlib.contextmanager
     def tiles(self, kind):
         """Of 64 columns, and parts of 32 keys in decoding; wider operands keep their tiles."""
@@ -204,51 +191,9 @@ def anything(**strategies):
         def run(backend, **fixtures):
             return (few if backend.name == "emulator" else many)(backend=backend, **fixtures)
 
-        return run
+        return pytest.mark.grows(run)
 
     return decorate
-
-
-# Which tests of the emulator run at TEST_LEVEL=1.
-
-
-def select(items):
-    """The tests to run, and those left to TEST_LEVEL=2.
-
-    Of a test function's cases on the emulator those are kept that show a value of some parameter for the first time, in
-    an order that follows from their names and mixes them; of those marked `pairs`, two values together. What one
-    `parametrize` gives several arguments counts as one value.
-    """
-    kept, left, seen = [], [], set()
-    for item in sorted(items, key=_mixed):
-        if TEST_LEVEL == 1 and on_emulator(item):
-            new = set(_shown(item)) - seen
-            seen |= new
-            (kept if new else left).append(item)
-        else:
-            kept.append(item)
-    chosen = set(kept)
-    return [item for item in items if item in chosen], left
-
-
-def _shown(item):
-    """The test function with each of its parameters, those of one `parametrize` as one, or with pairs of these."""
-    test, values = (item.path, item.originalname), item.callspec.params
-    groups = [mark.args[0] for mark in item.iter_markers("parametrize")]
-    groups = [tuple(one.replace(" ", "").split(",")) if isinstance(one, str) else tuple(one) for one in groups]
-    groups += [(name,) for name in values if not any(name in names for names in groups)]
-    shown = sorted((names, *(id(values[name]) for name in names)) for names in groups if names != ("backend",))
-    together = 2 if item.get_closest_marker("pairs") and len(shown) > 1 else 1
-    return [(test, *some) for some in (*itertools.combinations(shown, together), ())]
-
-
-def on_emulator(item):
-    return hasattr(item, "callspec") and item.callspec.params.get("backend") == "emulator"
-
-
-def _mixed(item):
-    """A place in the order that has nothing to do with that of the parameters."""
-    return hashlib.sha256(item.nodeid.encode()).hexdigest()
 
 
 def missing_emulator():

@@ -2,16 +2,20 @@
 
 A test body sees a backend through two fixtures only: `backend` moves arrays there and back, `check` calls a function on
 it and holds each result against the float64 reference by the two-sided rule of `cuflash.testing.assert_accurate`.
-TEST_LEVEL=1|2|3 buys minutes: more random examples, all tests on the emulator, the full sizes of the guarantees.
+What TEST_LEVEL=1|2|3 chooses is in levels.py.
 """
 
+import os
 from types import SimpleNamespace
 
 import backends
+import levels
 import numpy as np
 import pytest
-from backends import TEST_LEVEL, host
+import sharing
+from backends import host
 from hypothesis import Phase, settings
+from levels import TEST_LEVEL
 from problems import OPTIONS, PAIRS, VIEWS, any_problem, make_option
 
 import cuflash
@@ -20,7 +24,7 @@ from cuflash.testing import assert_accurate
 
 settings.register_profile(
     "cuflash",
-    max_examples={1: 300, 2: 2000}.get(TEST_LEVEL, 20000),
+    max_examples=300 if TEST_LEVEL < 3 else 2000,
     deadline=None,
     derandomize=True,
     database=None,
@@ -28,31 +32,41 @@ settings.register_profile(
 )
 settings.load_profile("cuflash")
 
-MANY = 300  # tests on the emulator that need most of its kernels
-left_out = []  # tests that this TEST_LEVEL has no time for
+left_out = []  # tests that are left to other levels
+
+
+def pytest_addoption(parser):
+    parser.addoption("--beyond", type=int, help="leave out what a run of this TEST_LEVEL has run")
 
 
 def pytest_configure(config):
-    config.addinivalue_line("markers", "pairs: at TEST_LEVEL=1 the emulator runs each two parameter values together")
+    for mark in levels.MARKS:
+        config.addinivalue_line("markers", mark)
+    if sharing.REPORTS in os.environ:
+        config.pluginmanager.register(sharing.Helping(config))
+    os.environ.setdefault("CUFLASH_CACHE_DIR", str(config.cache.mkdir("kernels")))  # what is compiled, by content
 
 
 def pytest_collection_modifyitems(config, items):
-    items[:], left = backends.select(items)
-    left_out.extend(left)
-    config.hook.pytest_deselected(items=left)
+    everything, level = list(items), config.getoption("beyond")
+    items[:] = levels.chosen(items, TEST_LEVEL) if level is None else levels.beyond(items, level)
+    left_out.extend(set(everything) - set(items))
+    config.hook.pytest_deselected(items=left_out)
 
 
 def pytest_report_collectionfinish():
-    return f"{len(left_out)} tests on the emulator are left to TEST_LEVEL=2" if left_out else []
+    return f"{len(left_out)} tests are left to other values of TEST_LEVEL" if left_out else []
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    return sharing.run(session) if sharing.wanted(session) else None
 
 
 @pytest.fixture(scope="session", params=backends.names())
 def backend(request):
     """Where the test runs."""
-    backend = backends.make(request.param, str(request.config.cache.mkdir("emulator")))
-    if request.param == "emulator" and sum(map(backends.on_emulator, request.session.items)) > MANY:
-        backend.prepare()
-    return backend
+    return backends.make(request.param, str(request.config.cache.mkdir("emulator")))
 
 
 @pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])

@@ -272,7 +272,6 @@ def outcome(name, folder):
     """
     mutant = next((one for one in MUTANTS if one.name == name), None)
     with pytest.MonkeyPatch.context() as patch, tempfile.TemporaryDirectory() as scratch:
-        patch.setenv("CUFLASH_CACHE_DIR", str(Path(folder, "mutants")))
         patch.delenv("CUFLASH_CUBIN_DIR", raising=False)
         root = Path(shutil.copytree(_sources.folder(), Path(scratch, "rawkernels")))
         if mutant is not None:

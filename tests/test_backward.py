@@ -60,7 +60,9 @@ def test_odd_lengths(lq, lk, causal, check, backend, qkv, cotangents):
     check.backward(dout, q, k, v, dlse=dlse, causal=causal)
 
 
-@pytest.mark.parametrize(("d", "dv"), [(1, 1), (3, 5), (64, 1), (1, 128), (512, 512)])
+@pytest.mark.parametrize(
+    ("d", "dv"), [(1, 1), (3, 5), (64, 1), (1, 128), pytest.param(512, 512, marks=pytest.mark.long)]
+)
 def test_head_dims(d, dv, dtype, check, qkv, cotangents):
     q, k, v = qkv(2, 2, 2, 7, 19, d, dv, dtype=dtype)
     check.backward(cotangents(q, v)[0], q, k, v)

@@ -1,7 +1,7 @@
 """Every kernel for every architecture: what ptxas makes of it fits the hardware, and the plain path is mostly products.
 
-TEST_LEVEL=1 compiles each variant for one architecture at least, and for each architecture one variant of each kernel
-at least; TEST_LEVEL=2 compiles all for all. What has been compiled is kept by content in pytest's cache folder.
+Each level compiles every kernel for each architecture: TEST_LEVEL=1 the largest variant of each dtype and few more,
+TEST_LEVEL=2 every variant for one architecture at least, TEST_LEVEL=3 all for all.
 """
 
 import functools
@@ -12,8 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import sass
-from conftest import TEST_LEVEL
 from kernels import need_nvrtc
+from levels import TEST_LEVEL
 
 from cuflash import _configs, _gpu_decode_plan, _kernels, _params
 from cuflash._runtime import images, nvrtc
@@ -55,21 +55,50 @@ def chosen(level):
     of_kernel = {}
     for variant in matrix_variants():
         of_kernel.setdefault(variant.kernel, []).append(variant)
-    pairs = {(variant, arch) for group in of_kernel.values() for variant in group for arch in planned(variant)}
-    if level > 1:
-        return pairs
+    sample = {1: each_dtype, 2: each_variant}.get(level, all_pairs)
+    return {pair for group in of_kernel.values() for pair in sample(group)}
+
+
+def all_pairs(group):
+    """The variants of a kernel, each for all that choose it."""
+    return {(variant, arch) for variant in group for arch in planned(variant)}
+
+
+def each_dtype(group):
+    """Each dtype's largest variant, for architectures in turn; the smallest for those that remain."""
+
+    def size(variant):
+        config = dict(variant.config)
+        return config.get("value_dim", config.get("columns", 0)), config.get("q_tile", 0)
+
+    rising = sorted(group, key=size)
+    largest = {dict(variant.config).get("dtype"): variant for variant in rising}.values()
     some = set()
-    for group in of_kernel.values():
-        for i, variant in enumerate(group):
-            archs = planned(variant)
-            some.add((variant, ARCHS[i % len(ARCHS)] if ARCHS[i % len(ARCHS)] in archs else archs[i % len(archs)]))
-        for i, arch in enumerate(ARCHS):
-            fitting = [variant for variant in group if (variant, arch) in pairs]
-            if not any((variant, arch) in some for variant in fitting):
-                some |= {(variant, arch) for variant in fitting[i % max(1, len(fitting)) :][:1]}
-    return some
+    for i, variant in enumerate(largest):
+        archs = planned(variant)
+        some.add((variant, archs[2 * i % len(archs)]))
+    return with_each_arch(some, rising, lambda i, fitting: fitting[:1])
 
 
+def each_variant(group):
+    """Each variant for architectures in turn; variants in turn for those that remain."""
+    some = set()
+    for i, variant in enumerate(group):
+        archs = planned(variant)
+        some.add((variant, ARCHS[i % len(ARCHS)] if ARCHS[i % len(ARCHS)] in archs else archs[i % len(archs)]))
+    return with_each_arch(some, group, lambda i, fitting: fitting[i % max(1, len(fitting)) :][:1])
+
+
+def with_each_arch(some, group, pick):
+    """`some`, and of those that fit an architecture which it lacks what `pick` takes."""
+    added = set()
+    for i, arch in enumerate(ARCHS):
+        if all(arch != other for _, other in some):
+            added |= {(variant, arch) for variant in pick(i, [one for one in group if arch in planned(one)])}
+    return some | added
+
+
+@functools.cache
 def planned(variant):
     """The architectures for which a variant is chosen: they have its instructions, and it is the best that fits."""
     if variant.kernel != "fwd_mma":
@@ -81,11 +110,10 @@ def planned(variant):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def kept(request):
-    """Kernels are compiled once for each text."""
+def kept():
+    """Kernels are compiled, and once for each text."""
     need_nvrtc()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("CUFLASH_CACHE_DIR", str(request.config.cache.mkdir("kernels")))
         patch.delenv("CUFLASH_CUBIN_DIR", raising=False)
         yield
 
@@ -114,7 +142,7 @@ def in_threads(work, given):
 
 
 def test_the_register_is_covered():
-    """Each kernel, dtype and class; at every level each variant, and each kernel for each architecture."""
+    """Each kernel, dtype and class; at every level each kernel and dtype, and each kernel for each architecture."""
     variants, everything = matrix_variants(), _kernels.variants()
     assert len(variants) == len(set(variants)) <= 170
 
@@ -124,14 +152,18 @@ def test_the_register_is_covered():
 
     assert kinds(variants) == kinds(everything)
     assert {variant for variant in everything if variant.kernel not in DECODING} <= set(variants)
-    assert len(chosen(2)) == sum(len(planned(variant)) for variant in variants)
-    for level in (1, 2):
+    assert len(chosen(3)) == sum(len(planned(variant)) for variant in variants)
+    for level in (1, 2, 3):
         pairs = chosen(level)
-        assert {variant for variant, _ in pairs} == set(variants)
+        dtypes = {(variant.kernel, dict(variant.config).get("dtype")) for variant, _ in pairs}
+        assert dtypes == {(variant.kernel, dict(variant.config).get("dtype")) for variant in variants}
+        assert level == 1 or {variant for variant, _ in pairs} == set(variants)
         kernels = {(variant.kernel, arch) for variant, arch in pairs}
         assert len(kernels) == len(_kernels.KERNELS) * len(ARCHS) - 2  # decode_mma and decode_fma are not for sm_75
+    assert chosen(2) <= chosen(3) and chosen(1) <= chosen(3)
 
 
+@pytest.mark.grows
 @pytest.mark.parametrize("arch", ARCHS)
 def test_ptxas_keeps_to_the_budget(arch, facts):
     """No spills, no more registers than `blocks` leave, no warning, and shared memory that a block may have."""
@@ -186,10 +218,14 @@ def test_launches_around_a_cache_have_the_kernels_threads_and_shared_memory(fact
         assert (step.spec, step.threads, step.smem_bytes) == (step.spec, threads, smem_bytes)
 
 
-def test_ptx_is_short(facts):
+@pytest.mark.grows
+def test_ptx_is_short():
     """Options are applied in loops that are not unrolled: see fwd_simt.cu."""
-    ptx = in_threads(lambda variant: images.obtain(variant, "compute_90", ("-lineinfo",)).image.decode(), facts)
-    counts = {one: len(re.findall(r"^\t[a-z@].*;$", text, re.MULTILINE)) for one, text in zip(facts, ptx, strict=True)}
+    variants = sorted({variant for variant, _ in chosen(TEST_LEVEL)})
+    ptx = in_threads(lambda variant: images.obtain(variant, "compute_90", ("-lineinfo",)).image.decode(), variants)
+    counts = {
+        one: len(re.findall(r"^\t[a-z@].*;$", text, re.MULTILINE)) for one, text in zip(variants, ptx, strict=True)
+    }
     assert min(counts.values()) > 0
     assert not {variant: count for variant, count in counts.items() if count > PTX_MOST}
 
@@ -221,15 +257,13 @@ def test_the_plain_path_is_mostly_products(arch):
 
 
 def rows_of_fwd_mma():
-    """Pairs of a variant, and an architecture that it is chosen for: at TEST_LEVEL=1 of d = dv = 128."""
-    variants = [variant for variant in matrix_variants() if variant.kernel == "fwd_mma"]
-    if TEST_LEVEL == 1:
-        variants = [variant for variant in variants if dict(variant.config)["head_dim"] == 128]
-    return [
-        (variant, arch) for variant in variants for arch in planned(variant) if arch in ("sm_80", "sm_90a", "sm_120")
-    ]
+    """Pairs of a variant, and an architecture that it is chosen for: at TEST_LEVEL=2 of d = dv = 128."""
+    pairs = chosen(3 if TEST_LEVEL > 1 else 1)
+    rows = [row for row in pairs if row[0].kernel == "fwd_mma" and row[1] in ("sm_80", "sm_90a", "sm_120")]
+    return [row for row in rows if TEST_LEVEL != 2 or dict(row[0].config)["head_dim"] == 128]
 
 
+@pytest.mark.grows
 def test_fwd_mma_feeds_the_tensor_cores():
     """Each product once; a load for every four of them where a warp has 32 rows; nothing through local memory."""
     disassembler = sass.find_disassembler()

@@ -160,6 +160,7 @@ def test_importing_cuflash_imports_numpy_alone():
     assert run_python(code).split() == ["cuflash"]
 
 
+@pytest.mark.alone
 def test_importing_cuflash_is_fast():
     """0.15 s beyond NumPy's own import, the best of three; four times that on a machine shared with others (CI)."""
     code = "import time, numpy; start = time.perf_counter(); import cuflash; print(time.perf_counter() - start)"

@@ -193,6 +193,7 @@ print(time.process_time() - start)
 """
 
 
+@pytest.mark.alone
 def test_a_first_call_is_quick(tmp_path):
     """1.5 s to compile, 50 ms from disk, CuPy's own import apart: of processor time, four times that in CI."""
     need_nvrtc()

@@ -361,6 +361,7 @@ def test_operands_are_left_as_they_were(backend, make_pack, pack_options, normal
         same_bytes(backend.to_numpy(array), copy)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("tiles", ["tuned", "small"])
 def test_bits_do_not_depend_on_threads(tiles, backend, make_pack, normal, monkeypatch, same_bytes):
     rng = np.random.default_rng(3)

@@ -144,8 +144,7 @@ def run_tests(settings: Settings, name: str, arguments: list[str], share: float)
     lines = Path(settings.out) / f"tests-{name}.jsonl"
     lines.write_text("", encoding="utf-8")
     workers = ["-n", str(WORKERS)] if importlib.util.find_spec("xdist") else []
-    command = [sys.executable, "-m", "pytest", "-q", "-k", "cupy", "-p", "gpu.pytest_lines", "-p", "no:cacheprovider",
-               *workers, *arguments]  # fmt: skip
+    command = [sys.executable, "-m", "pytest", "-q", "-k", "cupy", "-p", "gpu.pytest_lines", *workers, *arguments]
     start, limit = time.monotonic(), share * settings.seconds_left
     try:
         code = subprocess.run(command, cwd=ROOT, env={**os.environ, PATH: str(lines)}, timeout=limit).returncode

@@ -13,6 +13,7 @@ MODULES = (integers, logic, floats, halves, conversions, memory, blackwell)
 FAMILIES = {module.__name__.split(".")[-1]: module.CASES for module in MODULES}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("family", FAMILIES)
 def test_instructions_do_what_the_manual_says(pytestconfig, family):
     cases = FAMILIES[family]

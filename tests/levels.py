@@ -1,0 +1,96 @@
+"""Which tests a TEST_LEVEL runs: 1 for a newcomer, 2 what must pass before a change lands, 3 all there is.
+
+Levels 1 and 2 are samples of what takes long: tests on the emulator, planted bugs, and (in test_compile.py) variants of
+kernels for an architecture. A sample follows from names; that of level 2 shows every value of every parameter.
+"""
+
+import functools
+import hashlib
+import itertools
+import os
+from collections import Counter
+
+from mutants import MUTANTS
+
+TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
+MOST = 4  # cases of a test on the emulator at level 1
+MARKS = (
+    "alone: measures time, so a run of several processes has no other going",
+    "pairs: at TEST_LEVEL=2 the emulator runs each two parameter values together",
+    "long: takes some 10 s; but for NumPy it runs from TEST_LEVEL=2 on",
+    "grows: does more at TEST_LEVEL=2 than at 1",
+)
+
+
+def chosen(items, level):
+    """The tests to run at a level.
+
+    Of a test function's cases on the emulator those are kept that show a value of some parameter for the first time, in
+    an order that follows from their names and mixes them; of those marked `pairs`, at level 2, two values together.
+    What one `parametrize` gives several arguments counts as one value. Level 1 keeps MOST of them, and few of the
+    planted bugs.
+    """
+    kept = set(items)
+    if level < 3:
+        emulated = [item for item in items if on_emulator(item)]
+        kept = kept.difference(emulated) | set(_sample(emulated, level))
+    if level == 1:
+        kept -= {item for item in kept if _long(item) or _left_bug(item)}
+    return [item for item in items if item in kept]
+
+
+def _sample(emulated, level):
+    seen, cases = set(), Counter()
+    for item in sorted(emulated, key=_mixed):
+        test, new = (item.path, item.originalname), set(_shown(item, level)) - seen
+        seen |= new
+        if new and (level > 1 or cases[test] < MOST):
+            cases[test] += 1
+            yield item
+
+
+def beyond(items, level):
+    """Of chosen tests those that a lower level does not run as they are."""
+    before = set(chosen(items, level))
+    return [item for item in chosen(items, TEST_LEVEL) if item not in before or item.get_closest_marker("grows")]
+
+
+def _shown(item, level):
+    """The test function with each of its parameters, those of one `parametrize` as one, or with pairs of these."""
+    test, values = (item.path, item.originalname), item.callspec.params
+    groups = [mark.args[0] for mark in item.iter_markers("parametrize")]
+    groups = [tuple(one.replace(" ", "").split(",")) if isinstance(one, str) else tuple(one) for one in groups]
+    groups += [(name,) for name in values if not any(name in names for names in groups)]
+    shown = sorted((names, *(id(values[name]) for name in names)) for names in groups if names != ("backend",))
+    together = 2 if level > 1 and item.get_closest_marker("pairs") and len(shown) > 1 else 1
+    return [(test, *some) for some in (*itertools.combinations(shown, together), ())]
+
+
+def _long(item):
+    return item.get_closest_marker("long") is not None and item.callspec.params.get("backend") != "numpy"
+
+
+def _left_bug(item):
+    """Whether level 1 leaves this out: a planted bug, or the probe of such bugs alone."""
+    values = item.callspec.params if hasattr(item, "callspec") and item.path.name == "test_mutants.py" else {}
+    probe, mutant = values.get("probe"), values.get("mutant")
+    return (probe and probe not in {one.probe for one in few_bugs()}) or (mutant and mutant not in few_bugs())
+
+
+@functools.cache
+def few_bugs():
+    """The first planted bug of each file, and the first that is caught in each way."""
+    first = {}
+    for mutant in MUTANTS:
+        first.setdefault(mutant.file, mutant)
+        first.setdefault(mutant.caught, mutant)
+    return set(first.values())
+
+
+def on_emulator(item):
+    return hasattr(item, "callspec") and item.callspec.params.get("backend") == "emulator"
+
+
+def _mixed(item):
+    """A place in the order that has nothing to do with that of the parameters."""
+    return hashlib.sha256(item.nodeid.encode()).hexdigest()

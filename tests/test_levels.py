@@ -1,0 +1,91 @@
+"""What a TEST_LEVEL leaves out, and runs of several processes."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import levels
+import pytest
+from conftest import left_out
+from mutants import MUTANTS
+
+HERE = Path(__file__).parent
+
+
+def test_some_planted_bugs_of_each_file_and_sort_are_always_tried():
+    few = levels.few_bugs()
+    assert {one.file for one in few} == {one.file for one in MUTANTS}
+    assert {one.caught for one in few} == {one.caught for one in MUTANTS}
+    assert few < set(MUTANTS)
+
+
+def test_a_level_runs_what_lower_ones_run(request, monkeypatch):
+    items = [*request.session.items, *left_out]
+    one, two, three = (set(levels.chosen(items, level)) for level in (1, 2, 3))
+    assert one <= two <= three == set(items)
+    monkeypatch.setattr(levels, "TEST_LEVEL", 2)
+    beyond = set(levels.beyond(items, 1))
+    assert two - one <= beyond <= two
+    assert all(item.get_closest_marker("grows") for item in beyond & one)
+
+
+CONFTEST = """
+import os, sys, time
+sys.path.insert(0, {here!r})
+import pytest
+import sharing
+
+sharing.LONG = 1
+sharing.PROCESSES = 2
+sharing.missing_gpu = lambda: "none"
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "alone:")
+    if sharing.REPORTS in os.environ:
+        config.pluginmanager.register(sharing.Helping(config))
+        os.environ["HELPS"] = "1"
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtestloop(session):
+    if sharing.wanted(session):
+        open("started", "w").close()
+        return sharing.run(session)
+"""
+FIRST = """
+import os, pathlib, time
+def test_waits_for_the_other_file():
+    while not pathlib.Path("done").exists():
+        time.sleep(0.01)
+def test_is_known_to_come_next():
+    pass
+"""
+OTHERS = """
+import os, pathlib, pytest
+def test_the_other_process():
+    pathlib.Path("done").touch()
+    {body}
+@pytest.mark.alone
+def test_alone():
+    assert "HELPS" not in os.environ
+"""
+
+
+def shared_run(folder, body, *arguments):
+    """What a run of two files, each in a process of its own, prints and ends with."""
+    (folder / "conftest.py").write_text(CONFTEST.format(here=str(HERE)))
+    (folder / "test_a.py").write_text(FIRST)
+    (folder / "test_b.py").write_text(OTHERS.format(body=body))
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(folder), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+def test_all_that_helpers_found_is_told(tmp_path):
+    run = shared_run(tmp_path, "assert 1 == 2")
+    assert run.returncode == pytest.ExitCode.TESTS_FAILED
+    assert "assert 1 == 2" in run.stdout
+    assert "1 failed, 3 passed" in run.stdout
+
+
+def test_a_helper_that_dies_fails_the_run(tmp_path):
+    run = shared_run(tmp_path, "os._exit(0)")
+    assert run.returncode != 0, run.stdout
