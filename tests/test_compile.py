@@ -104,9 +104,9 @@ def planned(variant):
     if variant.kernel != "fwd_mma":
         return [arch for arch in ARCHS if _kernels.runs_on(variant, arch)]
     config = dict(variant.config)
-    dims = config["head_dim"], config["value_dim"]
-    best = {arch: _configs.best_fwd_mma(config["dtype"].partition("::")[2], *dims, SMEM_BLOCK[arch]) for arch in ARCHS}
-    return [arch for arch in ARCHS if best[arch].config == variant.config and _kernels.runs_on(variant, arch)]
+    sizes = config["dtype"].partition("::")[2], config["head_dim"], config["value_dim"]
+    fitting = [arch for arch in ARCHS if _kernels.runs_on(variant, arch)]
+    return [arch for arch in fitting if _configs.best_fwd_mma(*sizes, SMEM_BLOCK[arch]).config == variant.config]
 
 
 @pytest.fixture(autouse=True, scope="module")
