@@ -59,11 +59,11 @@ def test_a_workspace_is_for_the_tokens_that_there_are(device, step):
     before = device.runtime.allocated
     step(cache, seqs)
     assert cache.page_table.shape[1] == 2048
-    assert room_of(cache) <= device.get(cache.v).size // DIM * (DIM + 1) // 32
+    assert room_of(cache) <= device.get(cache.v).size // DIM * (DIM + 2) // 32
     assert device.runtime.allocated == before
     cache.reserve(0, 10000)
     step(cache, seqs)
-    assert room_of(cache) >= 32 * HEADS * 40 * (DIM + 1)
+    assert room_of(cache) >= 32 * HEADS * 40 * (DIM + 2)
     assert device.runtime.allocated == before + 1
 
 
@@ -78,7 +78,7 @@ def test_a_workspace_at_least_doubles(device):
         cuflash.decode(q, cache)
         if room_of(cache) != sizes[-1]:
             sizes.append(room_of(cache))
-        assert room_of(cache) >= 64 * HEADS * -(-tokens // 256) * (DIM + 1) or tokens <= 256
+        assert room_of(cache) >= 64 * HEADS * -(-tokens // 256) * (DIM + 2) or tokens <= 256
     assert len(sizes) > 2
     assert all(size >= 2 * before for before, size in itertools.pairwise(sizes))
     assert [array.size for array in kept._held if array.dtype == np.float32] == sizes[:-1]
@@ -94,7 +94,7 @@ def test_a_graph_looks_as_far_as_there_is_room(device, step):
     params = launched(graph)
     parts, limit = int(params["parts"]), int(params["limit"])
     assert limit == 256 * parts < 2048 * 16
-    assert 32 * HEADS * parts * (DIM + 1) <= room_of(cache) < 32 * HEADS * (parts + 1) * (DIM + 1)
+    assert 32 * HEADS * parts * (DIM + 2) <= room_of(cache) < 32 * HEADS * (parts + 1) * (DIM + 2)
     cache.reserve(3, limit - 5)
     device.get(cache.lengths)[3] = limit
     device.get(cache.k)[...], device.get(cache.v)[...] = 0, 0
@@ -134,7 +134,7 @@ def test_explain_says_how_much(backend, normal):
     q = backend.asarray(normal(2, HEADS, DIM))
     cache.reserve(seqs[0], 1000)
     said = cuflash.explain(cuflash.decode, q, cache)
-    assert f"up to 4 part(s) of a sequence now, for which a workspace of {2 * HEADS * 4 * (DIM + 1) * 4} bytes" in said
+    assert f"up to 4 part(s) of a sequence now, for which a workspace of {2 * HEADS * 4 * (DIM + 2) * 4} bytes" in said
     assert "1 part(s) of a sequence now, for which a workspace of 0 bytes" in cuflash.explain(
         cuflash.decode, q, cache, window=(100, 0)
     )
