@@ -132,8 +132,10 @@ class Helping:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtestloop(self, session):
+        first = os.getppid()
         for _ in protocols(session, taken(session.items, self.reports.parent)):
-            pass
+            if os.getppid() != first:
+                raise session.Interrupted("the first process is gone")
         return True
 
     def pytest_sessionfinish(self):
