@@ -93,7 +93,7 @@ def forward(p):
 
 def many_features(p):
     """Two keys, of which one adds 128 times 1 to a product of 2**24, behind which each 1 alone would vanish."""
-    q, k, v = p.qkv(1, 1, 1, 1, 2, d=160)
+    q, k, v = p.qkv(1, 1, 1, 5, 2, d=160)
     q[...], k[...] = 1, np.array([[1], [0]])
     q[..., 1:32] = 0  # the first chunk of features has the large product alone
     q[..., 0] = k[..., 0] = 4096
@@ -170,7 +170,7 @@ def empty_rows(p):
 def far(p, dtype=np.float32):
     """Heads, and rows, so far from the first to the last that int32 does not count the elements."""
     step = 1_200_000_000
-    q, k, v = (x.astype(dtype) for x in p.qkv(1, 1, 1, 6, 3))
+    q, k, v = (x.astype(dtype) for x in p.qkv(1, 5, 1, 6, 3))
     wide = memory.empty(2 * step + k.size, dtype, "keys", memory.SPARSE)
     rows = np.ndarray(k.shape, k.dtype, wide, strides=(0, 0, k.itemsize * step, k.itemsize))
     rows[...] = k

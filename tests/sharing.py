@@ -112,7 +112,10 @@ class Helper:
             if line == END:
                 self.ended = True
                 return
-            report = config.hook.pytest_report_from_serializable(config=config, data=json.loads(line))
+            data = json.loads(line)
+            if isinstance(data["longrepr"], list):  # of a skipped test: (file, line, reason)
+                data["longrepr"] = tuple(data["longrepr"])
+            report = config.hook.pytest_report_from_serializable(config=config, data=data)
             config.hook.pytest_runtest_logreport(report=report)
             stop_if_told(self.session)
 
