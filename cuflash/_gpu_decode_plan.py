@@ -37,7 +37,6 @@ class DecodePlan(NamedTuple):
     part_keys: int
     parts: int  # that a sequence as long as the cache allows is cut into
     tickets: int  # counters that the workspace holds
-    numbers: int  # of partial results of so many parts
     why: str
 
 
@@ -59,7 +58,7 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
     tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
     step = Step(KernelSpec(kernel, variant.config), 0, tile.smem_bytes, _gpu_plan.threads_of(variant))
     resident = gpu.sms * _configs.blocks_at_once(tile, gpu.smem_block)
-    plan = DecodePlan(step, resident, tiles, part_keys, parts, tiles, count_numbers(p, parts), "")
+    plan = DecodePlan(step, resident, tiles, part_keys, parts, tiles, "")
     plan = plan._replace(step=decode_step(plan, parts))
     cut = f"into {parts} part(s), as asked" if p.splits else f"every {part_keys}"
     turns = f", which take turns at up to {tiles * parts} parts" if takes_turns(plan, parts) else ""

@@ -99,7 +99,7 @@ template <AppendConfig CONFIG> struct KvAppend {
             }
 #pragma unroll
             for (int other = 1; other < WARP; other *= 2) {
-                const float x = __shfl_xor_sync(0xffffffffu, magnitude, other);
+                const float x = __shfl_xor_sync(ALL_LANES, magnitude, other);
                 if (x > magnitude || x != x) magnitude = x;
             }
             const float scale = code_scale<Stored>(magnitude);

@@ -10,6 +10,7 @@ from cuflash._device import Gpu
 from cuflash._gpu_decode_plan import (
     append_step,
     copy_pages_step,
+    count_numbers,
     count_parts,
     decode_step,
     first_workspace,
@@ -73,7 +74,7 @@ def test_splits_are_parts_of_a_key_or_more():
     assert plan.parts == 7 and "cut into 7 part(s), as asked" in plan.why
     for splits in (5001, 2**31, 2**40):
         plan = plan_decode(problem(splits=splits), GPU)
-        assert (plan.parts, plan.numbers) == (5000, 2 * 8 * 5000 * 66)
+        assert plan.parts == 5000
         assert "cut into 5000 part(s)" in plan.why
         assert plan_decode(problem(lq=3, left=20, splits=splits), GPU).parts == 23
 
@@ -88,13 +89,14 @@ def test_splits_are_parts_of_a_key_or_more():
     ],
 )  # fmt: skip
 def test_queries_of_a_head_lie_in_the_fewest_tiles(dtype, hq, lq, q_tile, part_rows):
-    plan = plan_decode(problem(hq=hq, lq=lq, dtype=dtype), GPU)
+    given = problem(hq=hq, lq=lq, dtype=dtype)
+    plan = plan_decode(given, GPU)
     rows = hq // 2 * lq
     assert dict(plan.step.spec.config)["q_tile"] == q_tile
     assert plan.tiles == 2 * 2 * -(-rows // q_tile)
     assert plan.part_keys == 64 * part_rows
     assert plan.tickets == plan.tiles
-    assert plan.numbers == 2 * hq * lq * plan.parts * (64 + 2)
+    assert count_numbers(given, plan.parts) == 2 * hq * lq * plan.parts * (64 + 2)
 
 
 def test_blocks_take_turns_where_there_would_be_many():
@@ -121,8 +123,8 @@ def test_a_block_owns_no_more_queries_than_there_are(hq, lq, owned):
 
 
 def test_one_part_needs_no_workspace():
-    assert plan_decode(problem(lk=256), GPU).numbers == 0
-    assert plan_decode(problem(lk=257), GPU).numbers > 0
+    assert [plan_decode(problem(lk=lk), GPU).parts for lk in (256, 257)] == [1, 2]
+    assert [count_numbers(problem(), parts) for parts in (1, 2)] == [0, 2 * 8 * 2 * 66]
 
 
 @pytest.mark.parametrize(
@@ -157,9 +159,10 @@ def test_the_first_workspace_is_enough_for_32_queries():
         ("float16", "float32"), (1, 700, 5000, 100_000), (1, 8, 9, 17, 32), (256, 512, 1, 64, 128)
     )
     for dtype, lk, rows, dv in sizes:
-        plan = plan_decode(problem(b=3, hq=2 * rows, lk=lk, d=dv, dv=dv, dtype=dtype), GPU)
+        given = problem(b=3, hq=2 * rows, lk=lk, d=dv, dv=dv, dtype=dtype)
+        plan = plan_decode(given, GPU)
         tickets, numbers = first_workspace(3 * lk, 3, 2, dv)
-        assert plan.tickets <= tickets and plan.numbers <= numbers
+        assert plan.tickets <= tickets and count_numbers(given, plan.parts) <= numbers
     assert numbers * 4 <= 0.02 * 3 * lk * 2 * 2 * dv * 2  # bytes beside those of keys and values in float16
 
 

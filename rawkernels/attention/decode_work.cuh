@@ -138,11 +138,11 @@ template <int Q_TILE, typename Params> struct DecodeItems {
             int64_t end = before + own;     // of the items of this lane's entry and those before it
 #pragma unroll
             for (int step = 1; step < WARP; step *= 2) {
-                const int64_t other = __shfl_up_sync(0xffffffffu, end - before, step);
+                const int64_t other = __shfl_up_sync(ALL_LANES, end - before, step);
                 if (lane >= step) end += other;
             }
-            const int passed = __popc(__ballot_sync(0xffffffffu, end <= item));     // they are the first lanes
-            before = __shfl_sync(0xffffffffu, passed == WARP ? end : end - own, least(passed, WARP - 1));
+            const int passed = __popc(__ballot_sync(ALL_LANES, end <= item));     // they are the first lanes
+            before = __shfl_sync(ALL_LANES, passed == WARP ? end : end - own, least(passed, WARP - 1));
             if (passed < WARP) {
                 entry += passed;
                 return true;

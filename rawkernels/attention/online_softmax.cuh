@@ -53,8 +53,8 @@ template <typename A, int R, typename Units = Simt<A>> struct OnlineSoftmax {
         for (int r = 0; r < R; ++r) {
 #pragma unroll
             for (int lane = Units::FIRST_SHARER; lane < Units::END_SHARER; lane *= 2) {
-                const A other = __shfl_xor_sync(0xffffffffu, sum[r], lane);
-                lost[r] += __shfl_xor_sync(0xffffffffu, lost[r], lane);
+                const A other = __shfl_xor_sync(ALL_LANES, sum[r], lane);
+                lost[r] += __shfl_xor_sync(ALL_LANES, lost[r], lane);
                 add(r, other);
             }
             sum[r] += lost[r];

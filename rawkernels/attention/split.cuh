@@ -40,7 +40,7 @@ __device__ __forceinline__ RowSum<A> merge_row(int parts, int dv, SumOf sum_of, 
     A top = -infinity<A>();
     for (int part = lane; part < parts; part += WARP) top = largest(top, sum_of(part).max);
 #pragma unroll
-    for (int other = 1; other < WARP; other *= 2) top = largest(top, __shfl_xor_sync(0xffffffffu, top, other));
+    for (int other = 1; other < WARP; other *= 2) top = largest(top, __shfl_xor_sync(ALL_LANES, top, other));
     const A base = top == -infinity<A>() ? A(0) : top;
 
     A total = 0;
@@ -54,8 +54,8 @@ __device__ __forceinline__ RowSum<A> merge_row(int parts, int dv, SumOf sum_of, 
             const int count = least(WARP, parts - part0);
 #pragma unroll 4
             for (int i = 0; i < count; ++i) {
-                const A weight = __shfl_sync(0xffffffffu, own, i);
-                total += __shfl_sync(0xffffffffu, share, i);
+                const A weight = __shfl_sync(ALL_LANES, own, i);
+                total += __shfl_sync(ALL_LANES, share, i);
 #pragma unroll
                 for (int c = 0; c < LANE_COLS; ++c) {
                     const int col = col0 + c * WARP;

@@ -203,14 +203,14 @@ template <typename A> struct Simt {
     static __device__ __forceinline__ A row_max(A x) {
 #pragma unroll
         for (int lane = 1; lane < COL_THREADS; lane *= 2) {
-            const A other = __shfl_xor_sync(0xffffffffu, x, lane);
+            const A other = __shfl_xor_sync(ALL_LANES, x, lane);
             x = other > x ? other : x;
         }
         return x;
     }
     static __device__ __forceinline__ A row_sum(A x) {
 #pragma unroll
-        for (int lane = 1; lane < COL_THREADS; lane *= 2) x += __shfl_xor_sync(0xffffffffu, x, lane);
+        for (int lane = 1; lane < COL_THREADS; lane *= 2) x += __shfl_xor_sync(ALL_LANES, x, lane);
         return x;
     }
 };

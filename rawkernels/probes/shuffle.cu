@@ -18,10 +18,10 @@ template <ProbeConfig CONFIG> struct ProbeShuffle {
     static __device__ void run(const Params& params) {
         const int i = threadIdx.x;
         const A x = params.x[i];
-        params.named[i] = __shfl_sync(0xffffffffu, x, params.lanes[i]);
+        params.named[i] = __shfl_sync(ALL_LANES, x, params.lanes[i]);
 #pragma unroll
         for (int bit = 0; bit < BITS; ++bit)
-            params.flipped[bit * THREADS + i] = __shfl_xor_sync(0xffffffffu, x, 1 << bit);
+            params.flipped[bit * THREADS + i] = __shfl_xor_sync(ALL_LANES, x, 1 << bit);
     }
 };
 
