@@ -13,11 +13,11 @@ from collections import Counter
 from mutants import MUTANTS
 
 TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
-MOST = 4  # cases of a test on the emulator at level 1
+MOST = 3  # cases of a test on the emulator at level 1
 MARKS = (
     "alone: measures time, so a run of several processes has no other going",
     "pairs: at TEST_LEVEL=2 the emulator runs each two parameter values together",
-    "long: takes some 10 s; but for NumPy it runs from TEST_LEVEL=2 on",
+    "long: takes 10 s and more, on the emulator or at the compiler, and runs from TEST_LEVEL=2 on",
     "grows: does more at TEST_LEVEL=2 than at 1",
 )
 
@@ -27,8 +27,8 @@ def chosen(items, level):
 
     Of a test function's cases on the emulator those are kept that show a value of some parameter for the first time, in
     an order that follows from their names and mixes them; of those marked `pairs`, at level 2, two values together.
-    What one `parametrize` gives several arguments counts as one value. Level 1 keeps MOST of them, and few of the
-    planted bugs.
+    What one `parametrize` gives several arguments counts as one value. Level 1 keeps MOST of them, few of
+    the planted bugs, and nothing that is `long`.
     """
     kept = set(items)
     if level < 3:
@@ -52,7 +52,13 @@ def _sample(emulated, level):
 def beyond(items, level):
     """Of chosen tests those that a lower level does not run as they are."""
     before = set(chosen(items, level))
-    return [item for item in chosen(items, TEST_LEVEL) if item not in before or item.get_closest_marker("grows")]
+    return [item for item in chosen(items, TEST_LEVEL) if item not in before or grows(item)]
+
+
+def grows(item):
+    """Whether a test does more at a higher level: random examples are more, too."""
+    random = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    return random or item.get_closest_marker("grows") is not None
 
 
 def _shown(item, level):
@@ -67,7 +73,8 @@ def _shown(item, level):
 
 
 def _long(item):
-    return item.get_closest_marker("long") is not None and item.callspec.params.get("backend") != "numpy"
+    """Marked so, and not of NumPy or a GPU, for which it takes no time."""
+    return item.get_closest_marker("long") is not None and item.callspec.params.get("backend", "emulator") == "emulator"
 
 
 def _left_bug(item):

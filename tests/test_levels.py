@@ -26,7 +26,7 @@ def test_a_level_runs_what_lower_ones_run(request, monkeypatch):
     monkeypatch.setattr(levels, "TEST_LEVEL", 2)
     beyond = set(levels.beyond(items, 1))
     assert two - one <= beyond <= two
-    assert all(item.get_closest_marker("grows") for item in beyond & one)
+    assert all(levels.grows(item) for item in beyond & one)
 
 
 CONFTEST = """
