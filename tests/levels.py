@@ -14,10 +14,11 @@ from mutants import MUTANTS
 
 TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
 MOST = 3  # cases of a test on the emulator at level 1
+RARE = {"bfloat16", "float64"}  # on the emulator level 1 takes other dtypes where there are any
 MARKS = (
     "alone: measures time, so a run of several processes has no other going",
     "pairs: at TEST_LEVEL=2 the emulator runs each two parameter values together",
-    "long: takes 10 s and more, on the emulator or at the compiler, and runs from TEST_LEVEL=2 on",
+    "long: takes some 10 s, on the emulator if that is a backend, and runs from TEST_LEVEL=2 on",
     "grows: does more at TEST_LEVEL=2 than at 1",
 )
 
@@ -27,8 +28,8 @@ def chosen(items, level):
 
     Of a test function's cases on the emulator those are kept that show a value of some parameter for the first time, in
     an order that follows from their names and mixes them; of those marked `pairs`, at level 2, two values together.
-    What one `parametrize` gives several arguments counts as one value. Level 1 keeps MOST of them, few of
-    the planted bugs, and nothing that is `long`.
+    What one `parametrize` gives several arguments counts as one value. Level 1 keeps MOST of them,
+    few of the planted bugs, and none that are `long`.
     """
     kept = set(items)
     if level < 3:
@@ -36,17 +37,34 @@ def chosen(items, level):
         kept = kept.difference(emulated) | set(_sample(emulated, level))
     if level == 1:
         kept -= {item for item in kept if _long(item) or _left_bug(item)}
+        kept -= set(_surplus([item for item in kept if on_emulator(item)]))
     return [item for item in items if item in kept]
 
 
 def _sample(emulated, level):
-    seen, cases = set(), Counter()
+    """Of cases on the emulator those that show something new."""
+    seen = set()
     for item in sorted(emulated, key=_mixed):
-        test, new = (item.path, item.originalname), set(_shown(item, level)) - seen
+        new = set(_shown(item, level)) - seen
         seen |= new
-        if new and (level > 1 or cases[test] < MOST):
-            cases[test] += 1
+        if new:
             yield item
+
+
+def _surplus(emulated):
+    """Of such a sample all but the first few cases of each test."""
+    cases = Counter()
+    for item in sorted(emulated, key=lambda item: (_rare(item), _mixed(item))):
+        test = item.path, item.originalname
+        if cases[test] == MOST or (cases[test] and _rare(item)):
+            yield item
+        else:
+            cases[test] += 1
+
+
+def _rare(item):
+    """Whether a parameter is the name of a rare dtype."""
+    return any(isinstance(value, str) and value in RARE for value in item.callspec.params.values())
 
 
 def beyond(items, level):
