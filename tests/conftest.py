@@ -24,7 +24,7 @@ from cuflash.testing import assert_accurate
 
 settings.register_profile(
     "cuflash",
-    max_examples=300 if TEST_LEVEL < 3 else 2000,
+    max_examples={1: 100, 2: 300}.get(TEST_LEVEL, 2000),
     deadline=None,
     derandomize=True,
     database=None,

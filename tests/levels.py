@@ -8,16 +8,15 @@ import functools
 import hashlib
 import itertools
 import os
-from collections import Counter
 
 from mutants import MUTANTS
 
 TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
-MOST = 4  # cases of a test on the emulator at level 1
+RARE = {"bfloat16", "float64"}  # dtypes that level 1 leaves, on the emulator, where there are others
 MARKS = (
     "alone: measures time, so a run of several processes has no other going",
-    "pairs: at TEST_LEVEL=2 the emulator runs each two parameter values together",
-    "long: takes some 10 s; but for NumPy it runs from TEST_LEVEL=2 on",
+    "pairs: below TEST_LEVEL=3 the emulator runs each two parameter values together",
+    "long: takes some 10 s, on the emulator if that is a backend, and runs from TEST_LEVEL=2 on",
     "grows: does more at TEST_LEVEL=2 than at 1",
 )
 
@@ -26,48 +25,70 @@ def chosen(items, level):
     """The tests to run at a level.
 
     Of a test function's cases on the emulator those are kept that show a value of some parameter for the first time, in
-    an order that follows from their names and mixes them; of those marked `pairs`, at level 2, two values together.
-    What one `parametrize` gives several arguments counts as one value. Level 1 keeps MOST of them, and few of the
-    planted bugs.
+    an order that follows from their names and mixes them; of those marked `pairs`, two values together. What one
+    `parametrize` gives several arguments counts as one value. Level 1 keeps one of them, few of the planted bugs, and
+    nothing that is `long`.
     """
-    kept = set(items)
+    left = set()
     if level < 3:
-        emulated = [item for item in items if on_emulator(item)]
-        kept = kept.difference(emulated) | set(_sample(emulated, level))
+        left.update(_repeated(filter(on_emulator, items)))
     if level == 1:
-        kept -= {item for item in kept if _long(item) or _left_bug(item)}
-    return [item for item in items if item in kept]
+        left.update(item for item in items if _long(item) or _left_bug(item))
+        left.update(_further(item for item in items if on_emulator(item) and item not in left))
+    return [item for item in items if item not in left]
 
 
-def _sample(emulated, level):
-    seen, cases = set(), Counter()
+def _repeated(emulated):
+    """Cases that show nothing new."""
+    seen = set()
     for item in sorted(emulated, key=_mixed):
-        test, new = (item.path, item.originalname), set(_shown(item, level)) - seen
-        seen |= new
-        if new and (level > 1 or cases[test] < MOST):
-            cases[test] += 1
+        shown = set(_shown(item))
+        if shown <= seen:
             yield item
+        seen |= shown
+
+
+def _further(emulated):
+    """All but one case of each test, one of a common dtype if there is any."""
+    tests = set()
+    for item in sorted(emulated, key=lambda item: (_rare(item), _mixed(item))):
+        test = item.path, item.originalname
+        if test in tests:
+            yield item
+        tests.add(test)
+
+
+def _rare(item):
+    """Whether a parameter is the name of a rare dtype."""
+    return any(isinstance(value, str) and value in RARE for value in item.callspec.params.values())
 
 
 def beyond(items, level):
     """Of chosen tests those that a lower level does not run as they are."""
     before = set(chosen(items, level))
-    return [item for item in chosen(items, TEST_LEVEL) if item not in before or item.get_closest_marker("grows")]
+    return [item for item in chosen(items, TEST_LEVEL) if item not in before or grows(item)]
 
 
-def _shown(item, level):
+def grows(item):
+    """Whether a test does more at a higher level: random examples are more, too."""
+    random = getattr(getattr(item, "obj", None), "is_hypothesis_test", False)
+    return random or item.get_closest_marker("grows") is not None
+
+
+def _shown(item):
     """The test function with each of its parameters, those of one `parametrize` as one, or with pairs of these."""
     test, values = (item.path, item.originalname), item.callspec.params
     groups = [mark.args[0] for mark in item.iter_markers("parametrize")]
     groups = [tuple(one.replace(" ", "").split(",")) if isinstance(one, str) else tuple(one) for one in groups]
     groups += [(name,) for name in values if not any(name in names for names in groups)]
     shown = sorted((names, *(id(values[name]) for name in names)) for names in groups if names != ("backend",))
-    together = 2 if level > 1 and item.get_closest_marker("pairs") and len(shown) > 1 else 1
+    together = 2 if item.get_closest_marker("pairs") and len(shown) > 1 else 1
     return [(test, *some) for some in (*itertools.combinations(shown, together), ())]
 
 
 def _long(item):
-    return item.get_closest_marker("long") is not None and item.callspec.params.get("backend") != "numpy"
+    """Marked so, and not of NumPy or a GPU, for which it takes no time."""
+    return item.get_closest_marker("long") is not None and item.callspec.params.get("backend", "emulator") == "emulator"
 
 
 def _left_bug(item):

@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 import pytest
-from backends import missing_gpu
 
 from cuflash._device import available_cores
 
@@ -26,6 +25,8 @@ PROCESSES = min(4, available_cores())
 
 def wanted(session):
     """Whether to share the run: a long one, without debugger, and not tests of a GPU, which would be shared as well."""
+    from backends import missing_gpu
+
     option = session.config.option
     single = option.collectonly or option.usepdb or session.config.pluginmanager.hasplugin("xdist")
     return PROCESSES > 1 and len(session.items) >= LONG and not single and missing_gpu() is not None

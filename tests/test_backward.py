@@ -126,6 +126,7 @@ def test_bias_gradient_where_a_length_is_one(shape, lq, lk, check_same, qkv, cot
     check_same.backward(dout, q, k, v, dlse=dlse, bias=normal(*shape, dtype="float64"))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ["float16", "bfloat16"])
 def test_bias_and_sinks_may_be_float32(name, check, qkv, cotangents, normal):
     pytest.importorskip("ml_dtypes")
@@ -166,6 +167,7 @@ def test_whole_numbers_come_out_exactly(dtype, backend):
     assert not found[1].any()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lengths", [[5, 37, 0], [36, 1, 20]])
 def test_nothing_behind_kv_lengths_is_read(lengths, dtype, backend, qkv, normal, cotangents, same_bytes):
     """NaN there reaches no gradient; the gradients there are 0."""

@@ -127,6 +127,7 @@ def test_values_near_the_end_of_their_range(size, counted, backend):
     assert (counted["scores"] > 0) == (size == 1e37)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("size", [1e-35, 1e-30, 1e-10, 1e30])
 def test_gradients_of_any_size(size, check, backend):
     """The lse goes into dout, unless that would bring it near the ends of its range."""

@@ -84,6 +84,7 @@ def test_lengths_around_the_edges_of_parts(name, page_size, lengths, check, back
         check.decode(q, cache, window=(backend.length(1024), 0), sinks=np.ones(2, np.float32))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("hq", "hk", "lq"), [(5, 5, 1), (64, 64, 3), (300, 1, 1), (12, 4, 40)])
 @pytest.mark.parametrize("name", ["float32", "float16", *QUANTISED])
 def test_blocks_of_some_heads(hq, hk, lq, name, check, backend, make_cache, make_paged, qkv, same_bytes):

@@ -89,6 +89,7 @@ def test_every_example_is_run_here():
     assert {path.name for path in (ROOT / "docs" / "examples").glob("*.py")} == set(EXAMPLES)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_example_runs(name, tmp_path):
     skip_without_examples_extra()

@@ -178,6 +178,7 @@ def test_scores_far_below_zero_count_as_any_other(check, qkv):
     np.testing.assert_allclose(lse + 1e5, plain_lse, atol=1e-9)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("lengths", [[5, 37, 0], [36, 1, 20]])
 def test_nothing_behind_kv_lengths_is_read(lengths, dtype, backend, qkv, normal, same_bytes):
     """Keys, values and biases behind the lengths may be NaN or infinite: not a bit changes."""

@@ -45,7 +45,6 @@ def test_rows_in_vectors_and_number_by_number(columns, skip, check, backend, nor
     check.hold((backend.to_numpy(out),), reference.attention, q.dtype, q, k, v)
 
 
-@pytest.mark.alone
 @on_emulator
 def test_a_small_problem_takes_a_tenth_of_a_second(backend, qkv):
     arrays = [backend.asarray(x) for x in qkv(1, 2, 1, 64, 96, 64, dtype="float16")]

@@ -1,5 +1,6 @@
 """What a TEST_LEVEL leaves out, and runs of several processes."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -26,18 +27,15 @@ def test_a_level_runs_what_lower_ones_run(request, monkeypatch):
     monkeypatch.setattr(levels, "TEST_LEVEL", 2)
     beyond = set(levels.beyond(items, 1))
     assert two - one <= beyond <= two
-    assert all(item.get_closest_marker("grows") for item in beyond & one)
+    assert all(levels.grows(item) for item in beyond & one)
 
 
 CONFTEST = """
-import os, sys, time
-sys.path.insert(0, {here!r})
+import os, sys
 import pytest
+sys.path.insert(0, {here!r})
 import sharing
-
-sharing.LONG = 1
 sharing.PROCESSES = 2
-sharing.missing_gpu = lambda: "none"
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "alone:")
@@ -47,9 +45,7 @@ def pytest_configure(config):
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtestloop(session):
-    if sharing.wanted(session):
-        open("started", "w").close()
-        return sharing.run(session)
+    return sharing.run(session)
 """
 FIRST = """
 import os, pathlib, time
@@ -64,26 +60,30 @@ import os, pathlib, pytest
 def test_the_other_process():
     pathlib.Path("done").touch()
     {body}
+def test_skipped():
+    pytest.skip("for a reason")
 @pytest.mark.alone
 def test_alone():
     assert "HELPS" not in os.environ
 """
 
 
-def shared_run(folder, body, *arguments):
+def shared_run(folder, body):
     """What a run of two files, each in a process of its own, prints and ends with."""
     (folder / "conftest.py").write_text(CONFTEST.format(here=str(HERE)))
     (folder / "test_a.py").write_text(FIRST)
     (folder / "test_b.py").write_text(OTHERS.format(body=body))
-    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "--rootdir", str(folder), *arguments]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+    command = [sys.executable, "-m", "pytest", "-ra", "-p", "no:cacheprovider", "--rootdir", str(folder)]
+    environment = {**os.environ, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60)
 
 
 def test_all_that_helpers_found_is_told(tmp_path):
     run = shared_run(tmp_path, "assert 1 == 2")
     assert run.returncode == pytest.ExitCode.TESTS_FAILED
     assert "assert 1 == 2" in run.stdout
-    assert "1 failed, 3 passed" in run.stdout
+    assert "1 failed, 3 passed, 1 skipped" in run.stdout
+    assert "for a reason" in run.stdout
 
 
 def test_a_helper_that_dies_fails_the_run(tmp_path):

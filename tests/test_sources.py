@@ -175,6 +175,7 @@ def test_every_variant_has_a_file_name_of_its_own():
     assert len(set(names)) == len(names) > 0
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", _kernels.KERNELS)
 def test_a_kernel_compiles_from_its_closure_alone(name, tmp_path, monkeypatch):
     """Nothing that the compiler reads is missing from the digest."""

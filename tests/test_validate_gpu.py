@@ -157,7 +157,6 @@ def running(pid):
         return False
 
 
-@pytest.mark.alone
 def test_a_stage_keeps_to_its_time_and_says_what_it_left_out(run):
     start = time.monotonic()
     results = run("slow", "good", seconds=3)
@@ -170,7 +169,6 @@ def test_a_stage_keeps_to_its_time_and_says_what_it_left_out(run):
     assert results["stages"]["good"]["status"] == "done"
 
 
-@pytest.mark.alone
 def test_a_case_that_runs_beyond_the_stage_is_ended(run):
     start = time.monotonic()
     results = run("endless", seconds=1)

@@ -56,6 +56,7 @@ def arguments(dtype):
     return values.astype(dtype)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("dtype", "kind"), [("float32", "float"), ("float64", "double")])
 @pytest.mark.parametrize("arch", ["75", "90a", "100a"])
 def test_functions_keep_their_documented_errors(pytestconfig, dtype, kind, arch):
