@@ -18,7 +18,7 @@ import pytest
 from cuflash._device import available_cores
 
 REPORTS = "CUFLASH_TEST_REPORTS"  # environment variable of a helper: the file that it writes
-END = b"null\n"  # the last line of that file
+END = b"null"  # the last line of that file
 LONG = 300  # tests that are worth a second process
 PROCESSES = min(4, available_cores())
 
@@ -107,9 +107,9 @@ class Helper:
         config = self.session.config
         with self.reports.open("rb") as file:
             file.seek(self.told)
-            lines = [line for line in file if line.endswith(b"\n")]
+            *lines, _ = file.read().split(b"\n")  # the last one may still be being written
         for line in lines:
-            self.told += len(line)
+            self.told += len(line) + 1
             if line == END:
                 self.ended = True
                 return
@@ -147,8 +147,8 @@ class Helping:
 
     def pytest_runtest_logreport(self, report):
         data = self.config.hook.pytest_report_to_serializable(config=self.config, report=report)
-        self.write(json.dumps(data).encode() + b"\n")
+        self.write(json.dumps(data).encode())
 
     def write(self, line):
         with self.reports.open("ab") as file:
-            file.write(line)
+            file.write(line + b"\n")
