@@ -17,7 +17,7 @@
 //     0       ring   65536     a warp's keys and values, STAGES tiles of 8192 for each of 4 warps
 //     0       merged 16640     the warps' outputs, maxima and sums: take the place of the ring when all are done
 //     65536   p       1024     scores on their way through an option, then weights; a warp's own
-//     66560   before    16     core/ticket.cuh's word
+//     66560   work     188     what the block owns, and core/ticket.cuh's word
 //
 // Pipeline: as decode_mma: a warp's next STAGES - 1 tiles are on their way while it computes; each tile is one group of
 // copies, and no barrier of the block stands in the loop.
@@ -55,6 +55,7 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
             WarpResults<Q_TILE, CONFIG.value_dim> results[WARPS];
         };
         alignas(16) float p[WARPS][OWN][WARP];
+        DecodeWork work;    // what is needed seldom stays out of registers
         uint32_t before;
     };
     static constexpr int SMEM_BYTES = sizeof(Smem);
@@ -74,12 +75,14 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
         float o[Q_TILE][COLS] = {};
         Softmax softmax;
         start(softmax, params, work);
+        if (threadIdx.x == 0) smem.work = work;
+        __syncthreads();        // what the block owns is there
         float (&p)[OWN][WARP] = smem.p[Units::warp()];
         stream_keys<WARPS>(smem.ring[Units::warp()], params, work, [&](const Stage& stage, int kv0) {
             float s[1][OWN];
             Units::mma_abt(s[0], q, stage.k);
             if (plain) scale(s[0], float(params.scale));
-            else apply_options(s[0], p, params, work, kv0);
+            else apply_options(s[0], p, params, smem.work, kv0);
 #pragma unroll
             for (int i = 0; i < OWN; ++i) {
                 const int key = kv0 + Units::col(i);
@@ -93,8 +96,8 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
             Units::mma_ab(o, p, stage.v);
         });
         leave(smem.results[Units::warp()], o, softmax);
-        merge_warps(smem.results, params, work);
-        if (work.merges(params, smem.before)) merge_parts<WARPS>(params, work);
+        merge_warps(smem.results, params, smem.work);
+        if (smem.work.merges(params, smem.before)) merge_parts<WARPS>(params, smem.work);
     }
 
     // The sink of a row is in the sum of one lane of the tile's first part.

@@ -19,7 +19,7 @@
 //     4096    merged 33280     the warps' outputs, maxima and sums: take the place of the ring when all are done
 //     69632   room    4096     scores on their way through an option
 //     73728   seen     128     first and last key of each query
-//     73856   work     240     what the block owns, and core/ticket.cuh's word
+//     73856   work     188     what the block owns, and core/ticket.cuh's word
 //
 // Pipeline: a warp's next STAGES - 1 tiles are on their way while it computes; each tile is one group of copies. Rows
 // that cannot be read in vectors of 16 bytes are copied number by number. Codes stay codes until a warp multiplies with

@@ -277,6 +277,8 @@ MUTANTS = [
            "", "decode_float32", "wrong"),
     Mutant("decode-fma-queries", "decode_fma.cu", "row < work.row1 && col < params.d ? from", "row < work.row1 ? from",
            "decode_float32", "out-of-bounds"),
+    Mutant("decode-fma-work", "decode_fma.cu", "__syncthreads();        // what the block owns", BARRIER,
+           "decode_float32_pages", "race"),
     Mutant("decode-fma-option-keys", "decode_fma.cu", "work.query(row), key);", "work.query(row), Units::col(i));",
            "decode_float32_pages", "wrong"),
     Mutant("fma-halves", "core/fma_tile.cuh", "upper ? x[i + half] : x[i], given", "x[i], given", "decode_float32",
