@@ -52,7 +52,6 @@ def _parser() -> argparse.ArgumentParser:
     warmup.add_argument("--out", type=Path, metavar="DIR", help="a folder for the files, to be named CUFLASH_CUBIN_DIR")
     warmup.add_argument("--dtypes", nargs="+", metavar="DTYPE", help="of the arrays (all four)")
     warmup.add_argument("--head-dims", nargs="+", type=_size, metavar="D", help="the larger of d and dv (1 to 512)")
-    warmup.add_argument("--features", nargs="+", metavar="OPTION", help="options that calls will use (all)")
     warmup.set_defaults(run=_warmup, parser=warmup)
 
     bench = commands.add_parser(
@@ -121,9 +120,7 @@ def _selftest(arguments: argparse.Namespace) -> int:
 
 def _warmup(arguments: argparse.Namespace) -> int:
     try:
-        cuflash.warmup(
-            arguments.dtypes, arguments.head_dims, arguments.features, arch=arguments.arch, out=arguments.out
-        )
+        cuflash.warmup(arguments.dtypes, arguments.head_dims, arch=arguments.arch, out=arguments.out)
     except cuflash.ProblemError as error:
         parser: argparse.ArgumentParser = arguments.parser
         parser.error(str(error))

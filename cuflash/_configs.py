@@ -1,5 +1,5 @@
-"""What the kernels are compiled for: the `Config` of each by dtype and dims, from the tables of
-`_tuning`. Both the register of kernels and planning read it here.
+"""Variants: what a kernel is compiled for by dtype and dims, from the tables of `_tuning`. Both the register of kernels
+and planning read it here.
 """
 
 from __future__ import annotations
@@ -15,9 +15,23 @@ DIM_MOST = 512  # of d and dv
 # Bytes of shared memory that a block may have on every GPU whose tensor cores take the dtype: 7.5, 8.6.
 MMA_SMEM_BLOCK = {"float16": 64 << 10, "bfloat16": 99 << 10}
 SMEM_RESERVED = 1024  # bytes that a block takes of a multiprocessor besides its own (on 7.5 none)
+# Dims that some kernel tells apart from those above: from one of these to the next all are served alike.
+WIDTHS = sorted(
+    {dim for pair in _tuning.FWD_MMA for dim in pair}
+    | {columns for table in (_tuning.FWD_SIMT, _tuning.BWD_Q_SIMT, _tuning.BWD_KV_SIMT) for _, columns in table}
+    | {columns for _, columns in _tuning.DECODE_SIMT}
+    | {columns for table in (_tuning.DECODE_MMA, _tuning.DECODE_FMA) for _, columns in table}
+)
+WARP = 32
+THREADS = 128  # of a block, in every kernel without tiles for its warps
 COPY_CHUNK_BYTES = 16384  # of a page of an array, that a block of copy_pages takes
 
-Members = Mapping[str, int | bool | str]
+# Tiles of keys of a warp.
+DECODE_MMA_KEYS = 16
+DECODE_FMA_KEYS = 8
+
+Value = int | str
+Config = tuple[tuple[str, Value], ...]
 
 
 class Tiles(NamedTuple):
@@ -28,74 +42,76 @@ class Tiles(NamedTuple):
     blocks: int  # that a multiprocessor is to hold
     smem_bytes: int  # of a block: sizeof(Smem), which tests/test_gpu_plan.py has NVRTC compare
 
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return THREADS
+
 
 class MmaTiles(NamedTuple):
     """A row of a table of `_tuning` for tensor cores."""
 
-    q_tile: int  # queries
-    kv_tile: int  # keys
+    q_tile: int
+    kv_tile: int
     warps: int
-    blocks: int  # that a multiprocessor is to hold
-    smem_bytes: int  # of a block
+    blocks: int
+    smem_bytes: int
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return WARP * self.warps
 
 
 class DecodeTiles(NamedTuple):
-    """The same for decoding."""
+    """The same for decoding by warps that walk keys of their own."""
 
     q_tile: int
     stages: int  # tiles of keys that a warp has under way
     warps: int
     blocks: int
     smem_bytes: int
+    keys: int  # of a warp's tile
 
     @property
     def kv_tile(self) -> int:
-        """Keys that the warps of decode_mma walk at a time, 16 each."""
-        return 16 * self.warps
+        """Keys that all warps walk at a time."""
+        return self.keys * self.warps
+
+    @property
+    def threads(self) -> int:
+        """Of a block."""
+        return WARP * self.warps
 
 
-class Mma(NamedTuple):
-    """A variant of a kernel on tensor cores."""
+class KernelSpec(NamedTuple):
+    """One variant: all that compiling it depends on, but for the architecture."""
 
-    config: tuple[tuple[str, int | bool | str], ...]  # members in the order of C++
-    tiles: MmaTiles
-
-
-class DecodeMma(NamedTuple):
-    """The same for decoding."""
-
-    config: tuple[tuple[str, int | bool | str], ...]
-    tiles: DecodeTiles
+    kernel: str
+    config: Config  # members of `Config` in the order of C++; text is a C++ expression, such as "Dtype::float32"
 
 
-class DecodeFma(NamedTuple):
-    """The same for decoding on the plain units."""
+class Variant(NamedTuple):
+    """A variant, and the tiles that its blocks own and walk."""
 
-    config: tuple[tuple[str, int | bool | str], ...]
-    tiles: DecodeTiles
-
-
-class Simt(NamedTuple):
-    """A variant of a kernel."""
-
-    config: tuple[tuple[str, int | bool | str], ...]  # members in the order of C++
-    columns: int  # that a block keeps in registers
-    tiles: Tiles
+    spec: KernelSpec
+    tiles: Tiles | MmaTiles | DecodeTiles
+    columns: int  # that a block has room for
 
 
 @lru_cache
-def fwd_mma(dtype: str, d: int, dv: int) -> list[Mma]:
+def fwd_mma(dtype: str, d: int, dv: int) -> list[Variant]:
     """fwd_mma for queries of d and values of dv columns, best first; none where there is none."""
     if ITEMSIZES[dtype] != 2 or not (dims := [pair for pair in _tuning.FWD_MMA if d <= pair[0] and dv <= pair[1]]):
         return []
-    members: Members = {"dtype": f"Dtype::{dtype}", "head_dim": dims[0][0], "value_dim": dims[0][1]}
     rows = [MmaTiles(*row) for row in _tuning.FWD_MMA[dims[0]]]
     for_all = [i for i, tiles in enumerate(rows) if blocks_at_once(tiles, MMA_SMEM_BLOCK[dtype]) == tiles.blocks]
     rows = rows[: for_all[0] + 1] if for_all else rows
-    return [Mma((*members.items(), *_members(tiles)), tiles) for tiles in rows]
+    head_dim, value_dim = dims[0]
+    return [_variant("fwd_mma", dtype, tiles, value_dim, head_dim=head_dim, value_dim=value_dim) for tiles in rows]
 
 
-def best_fwd_mma(dtype: str, d: int, dv: int, smem_block: int) -> Mma | None:
+def best_fwd_mma(dtype: str, d: int, dv: int, smem_block: int) -> Variant | None:
     """The first of them of which a multiprocessor has room for as many blocks as it should hold, else for one."""
     fitting = [variant for variant in fwd_mma(dtype, d, dv) if variant.tiles.smem_bytes <= smem_block]
     full = [variant for variant in fitting if blocks_at_once(variant.tiles, smem_block) == variant.tiles.blocks]
@@ -108,40 +124,40 @@ def blocks_at_once(tiles: Tiles | MmaTiles | DecodeTiles, smem_block: int) -> in
 
 
 @lru_cache
-def fwd_simt(dtype: str, d: int, dv: int) -> Simt:
+def fwd_simt(dtype: str, d: int, dv: int) -> Variant:
     """fwd_simt for queries of d and values of dv columns."""
     columns = _class(_kept(dv, d), _tuning.FWD_SIMT)
-    return _simt(_tuning.FWD_SIMT, dtype, columns, value_dim=columns)
+    return _simt("fwd_simt", _tuning.FWD_SIMT, dtype, columns, value_dim=columns)
 
 
 @lru_cache
-def bwd_q_simt(dtype: str, d: int, dv: int) -> Simt:
+def bwd_q_simt(dtype: str, d: int, dv: int) -> Variant:
     """bwd_q_simt for queries of d and values of dv columns."""
     columns = _class(_kept(d, dv), _tuning.BWD_Q_SIMT)
-    return _simt(_tuning.BWD_Q_SIMT, dtype, columns, columns=columns)
+    return _simt("bwd_q_simt", _tuning.BWD_Q_SIMT, dtype, columns, columns=columns)
 
 
 @lru_cache
-def bwd_kv_simt(dtype: str, dim: int) -> Simt:
+def bwd_kv_simt(dtype: str, dim: int) -> Variant:
     """bwd_kv_simt for keys and values of which the wider have `dim` columns; wider ones are cut into slices."""
     columns = _class(dim, _tuning.BWD_KV_SIMT)
-    return _simt(_tuning.BWD_KV_SIMT, dtype, columns, columns=columns)
+    return _simt("bwd_kv_simt", _tuning.BWD_KV_SIMT, dtype, columns, columns=columns)
 
 
 @lru_cache
-def bwd_bias_simt(dtype: str) -> Simt:
+def bwd_bias_simt(dtype: str) -> Variant:
     """bwd_bias_simt, which keeps a tile of the bias."""
-    return _simt(_tuning.BWD_BIAS_SIMT, dtype, 0, columns=0)
+    return _simt("bwd_bias_simt", _tuning.BWD_BIAS_SIMT, dtype, 0, columns=0)
 
 
 @lru_cache
-def weights_simt(dtype: str) -> Simt:
+def weights_simt(dtype: str) -> Variant:
     """weights_simt, which keeps a tile of the weights."""
-    return _simt(_tuning.WEIGHTS_SIMT, dtype, 0, value_dim=0)
+    return _simt("weights_simt", _tuning.WEIGHTS_SIMT, dtype, 0, value_dim=0)
 
 
 @lru_cache(maxsize=1024)
-def decode_simt(dtype: str, codes: str, d: int, dv: int, rows: int) -> Simt:
+def decode_simt(dtype: str, codes: str, d: int, dv: int, rows: int) -> Variant:
     """decode_simt for queries of d and values of dv columns, so many for a key/value head, in the fewest tiles."""
     number = max(4, ITEMSIZES[dtype])
     columns = _class(_kept(dv, d), _tuning.DECODE_SIMT)
@@ -149,54 +165,54 @@ def decode_simt(dtype: str, codes: str, d: int, dv: int, rows: int) -> Simt:
     tiles = next((one for one in known if rows <= one.q_tile), known[-1])
     if codes != "none":
         tiles = tiles._replace(smem_bytes=tiles.smem_bytes + tiles.kv_tile * _tuning.DECODE_SCALE_BYTES)
-    members: Members = {"dtype": f"Dtype::{dtype}", "codes": f"Codes::{codes}", "value_dim": columns}
-    return Simt((*members.items(), *_members(tiles)), columns, tiles)
+    return _variant("decode_simt", dtype, tiles, columns, codes=f"Codes::{codes}", value_dim=columns)
 
 
 @lru_cache(maxsize=1024)
-def decode_mma(dtype: str, codes: str, d: int, dv: int, rows: int) -> DecodeMma | None:
+def decode_mma(dtype: str, codes: str, d: int, dv: int, rows: int) -> Variant | None:
     """decode_mma for so many queries of a key/value head, in the fewest tiles; None where there is none."""
-    found = _decode_tiles(_tuning.DECODE_MMA, dtype, codes, d, dv, rows) if ITEMSIZES[dtype] == 2 else None
-    if found is None:
-        return None
-    columns, tiles = found
-    members: Members = {"dtype": f"Dtype::{dtype}", "codes": f"Codes::{codes}"}
-    members = {**members, "head_dim": columns, "value_dim": columns}
-    return DecodeMma((*members.items(), *_members(tiles)), tiles)
-
-
-@lru_cache(maxsize=1024)
-def decode_fma(dtype: str, codes: str, d: int, dv: int, rows: int) -> DecodeFma | None:
-    """decode_fma, likewise."""
-    found = _decode_tiles(_tuning.DECODE_FMA, dtype, codes, d, dv, rows) if dtype == "float32" else None
-    if found is None:
-        return None
-    columns, tiles = found
-    members: Members = {"dtype": f"Dtype::{dtype}", "head_dim": columns, "value_dim": columns}
-    return DecodeFma((*members.items(), *_members(tiles)), tiles)
-
-
-def _decode_tiles(
-    table: _tuning.DecodeTable, dtype: str, codes: str, d: int, dv: int, rows: int
-) -> tuple[int, DecodeTiles] | None:
-    """The least number of columns that holds keys and values, and its tiles."""
     number = ITEMSIZES[dtype] if codes == "none" else 1
-    columns = next((most for size, most in table if size == number and max(d, dv) <= most), None)
+    columns = _streamed(d, dv, number, _tuning.DECODE_MMA) if ITEMSIZES[dtype] == 2 else None
     if columns is None:
         return None
-    known = [DecodeTiles(*tiles) for tiles in table[number, columns]]
-    return columns, next((one for one in known if rows <= one.q_tile), known[-1])
+    tiles = _decode_tiles(_tuning.DECODE_MMA[number, columns], rows, DECODE_MMA_KEYS)
+    dims = {"head_dim": columns, "value_dim": columns}
+    return _variant("decode_mma", dtype, tiles, columns, codes=f"Codes::{codes}", **dims)
 
 
-def _simt(table: _tuning.Table, dtype: str, columns: int, /, **member: int) -> Simt:
-    tiles = Tiles(*table[ITEMSIZES[dtype], columns])
-    members: Members = {"dtype": f"Dtype::{dtype}", **member}
-    return Simt((*members.items(), *_members(tiles)), columns, tiles)
+@lru_cache(maxsize=1024)
+def decode_fma(dtype: str, codes: str, d: int, dv: int, rows: int) -> Variant | None:
+    """decode_fma, likewise."""
+    columns = _streamed(d, dv, 4, _tuning.DECODE_FMA) if (dtype, codes) == ("float32", "none") else None
+    if columns is None:
+        return None
+    tiles = _decode_tiles(_tuning.DECODE_FMA[4, columns], rows, DECODE_FMA_KEYS)
+    return _variant("decode_fma", dtype, tiles, columns, head_dim=columns, value_dim=columns)
 
 
-def _members(tiles: Tiles | MmaTiles | DecodeTiles) -> list[tuple[str, int]]:
-    """What of a row is compiled in: all but the bytes of shared memory that follow from it."""
-    return list(tiles._asdict().items())[:-1]
+def _streamed(d: int, dv: int, number: int, table: _tuning.DecodeTable) -> int | None:
+    """The least number of columns that holds keys and values of numbers of so many bytes; None where there is none."""
+    return next((columns for size, columns in table if size == number and max(d, dv) <= columns), None)
+
+
+def _decode_tiles(table_rows: tuple[tuple[int, int, int, int, int], ...], rows: int, keys: int) -> DecodeTiles:
+    """The tiles for so many queries."""
+    known = [DecodeTiles(*row, keys) for row in table_rows]
+    return next((one for one in known if rows <= one.q_tile), known[-1])
+
+
+def _simt(kernel: str, table: _tuning.Table, dtype: str, columns: int, /, **member: int) -> Variant:
+    return _variant(kernel, dtype, Tiles(*table[ITEMSIZES[dtype], columns]), columns, **member)
+
+
+def _variant(
+    kernel: str, dtype: str, tiles: Tiles | MmaTiles | DecodeTiles, columns: int, /, **members: Value
+) -> Variant:
+    """Its tiles are compiled in, but for what follows from the rest."""
+    members = {"dtype": f"Dtype::{dtype}", **members, **tiles._asdict()}
+    for follows in ("smem_bytes", "keys"):
+        members.pop(follows, None)
+    return Variant(KernelSpec(kernel, tuple(members.items())), tiles, columns)
 
 
 def _kept(columns: int, features: int) -> int:

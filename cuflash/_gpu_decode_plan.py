@@ -13,9 +13,10 @@ from functools import lru_cache
 from typing import NamedTuple
 
 from cuflash import _configs, _gpu_plan
+from cuflash._configs import Variant
 from cuflash._device import Gpu
 from cuflash._gpu_plan import Step
-from cuflash._kernels import KernelSpec, runs_on, spec
+from cuflash._kernels import runs_on, spec
 from cuflash._params import PLACES
 from cuflash._problem.attention import Problem
 from cuflash.errors import UnsupportedError
@@ -33,10 +34,9 @@ class DecodePlan(NamedTuple):
 
     step: Step  # the launch for sequences that fill the cache
     resident: int  # blocks that run at once
-    tiles: int  # of queries, over all sequences and key/value heads
+    tiles: int  # of queries, over all sequences and key/value heads: each has a counter in the workspace
     part_keys: int
     parts: int  # that a sequence as long as the cache allows is cut into
-    tickets: int  # counters that the workspace holds
     why: str
 
 
@@ -51,39 +51,35 @@ def plan_decode(problem: Problem, gpu: Gpu) -> DecodePlan:
             f"decode: {p.group} heads x lq={p.lq} share a key/value head, but GPU kernels count up to "
             f"{_gpu_plan.SIZE_MOST}; split the queries"
         )
-    kernel, variant = choose_decode(problem, gpu, rows)
+    variant = choose_decode(problem, gpu, rows)
     tile = variant.tiles
     part_keys = part_size(rows)
     parts = count_parts(p, part_keys, p.lk)
     tiles = p.batch[0] * p.hk * -(-rows // tile.q_tile)
-    step = Step(KernelSpec(kernel, variant.config), 0, tile.smem_bytes, _gpu_plan.threads_of(variant))
+    step = Step(variant.spec, 0, tile.smem_bytes, tile.threads)
     resident = gpu.sms * _configs.blocks_at_once(tile, gpu.smem_block)
-    plan = DecodePlan(step, resident, tiles, part_keys, parts, tiles, "")
+    plan = DecodePlan(step, resident, tiles, part_keys, parts, "")
     plan = plan._replace(step=decode_step(plan, parts))
     cut = f"into {parts} part(s), as asked" if p.splits else f"every {part_keys}"
     turns = f", which take turns at up to {tiles * parts} parts" if takes_turns(plan, parts) else ""
     why = (
-        f"{kernel}: a block owns {say_queries(rows, tile.q_tile)}, and a part of the keys, which are cut {cut}; "
-        "the last block of a sequence to be done merges its parts; where all sequences fill the cache, "
+        f"{variant.spec.kernel}: a block owns {say_queries(rows, tile.q_tile)}, and a part of the keys, which are cut "
+        f"{cut}; the last block of a sequence to be done merges its parts; where all sequences fill the cache, "
         f"{_gpu_plan.say_busy(plan.step, gpu)}{turns}; {_gpu_plan.say_units(p, gpu, variant)}"
     )
     return plan._replace(why=why)
 
 
-def choose_decode(
-    problem: Problem, gpu: Gpu, rows: int
-) -> tuple[str, _configs.DecodeMma | _configs.DecodeFma | _configs.Simt]:
+def choose_decode(problem: Problem, gpu: Gpu, rows: int) -> Variant:
     """What streams the cache, as far as there are tiles for the dims: for queries of 16 bits to the tensor cores, for
     float32 stored as such to the plain units.
     """
     p, codes = problem, problem.stored or "none"
-    streaming = {"decode_mma": _configs.decode_mma, "decode_fma": _configs.decode_fma}
-    for kernel, find in streaming.items() if p.d and p.dv else ():
+    for find in (_configs.decode_mma, _configs.decode_fma) if p.d and p.dv else ():
         variant = find(p.dtype, codes, p.d, p.dv, rows)
-        fits = variant is not None and variant.tiles.smem_bytes <= gpu.smem_block
-        if variant is not None and fits and runs_on(KernelSpec(kernel, variant.config), gpu.arch):
-            return kernel, variant
-    return "decode_simt", _configs.decode_simt(p.dtype, codes, p.d, p.dv, rows)
+        if variant and variant.tiles.smem_bytes <= gpu.smem_block and runs_on(variant.spec, gpu.arch):
+            return variant
+    return _configs.decode_simt(p.dtype, codes, p.d, p.dv, rows)
 
 
 def say_queries(rows: int, q_tile: int) -> str:

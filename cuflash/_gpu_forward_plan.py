@@ -12,12 +12,12 @@ from math import prod
 from typing import NamedTuple
 
 from cuflash import _configs, _tuning
+from cuflash._configs import Variant
 from cuflash._device import Gpu
 from cuflash._gpu_decode_plan import choose_decode, say_queries
 from cuflash._gpu_plan import (
     Step,
     Totals,
-    Variant,
     arithmetic,
     check_sizes,
     count_entries,
@@ -28,7 +28,7 @@ from cuflash._gpu_plan import (
     say_busy,
     say_units,
 )
-from cuflash._kernels import KernelSpec, runs_on
+from cuflash._kernels import runs_on
 from cuflash._params import BATCH_AXES
 from cuflash._problem.attention import Problem
 
@@ -68,15 +68,15 @@ def plan_forward(problem: Problem, gpu: Gpu, totals: Totals = None) -> ForwardPl
 def _plan_tiles(problem: Problem, gpu: Gpu, totals: Totals, may_cut: bool) -> ForwardPlan:
     """A block for each tile of queries of a head, and part of the keys."""
     p = problem
-    kernel, variant = _choose(p, gpu)
+    variant = _choose(p, gpu)
     tile = variant.tiles
     q_tiles = count_tiles(p.lq, tile.q_tile, p, totals and totals[0])
     tiles = q_tiles * p.hq * count_entries(p, totals)
     parts, part_keys = _cut_keys(p, gpu, tiles, variant) if may_cut else (1, ALL_KEYS)
-    step = make_step(p, kernel, variant, tiles * parts)
+    step = make_step(p, variant, tiles * parts)
     why = (
-        f"{kernel}: a block owns {tile.q_tile} queries of one head and walks the keys that they see, {tile.kv_tile} at "
-        f"a time; {say_busy(step, gpu)}"
+        f"{variant.spec.kernel}: a block owns {tile.q_tile} queries of one head and walks the keys that they see, "
+        f"{tile.kv_tile} at a time; {say_busy(step, gpu)}"
     )
     return _with_parts(p, gpu, totals, variant, ForwardPlan(step, None, q_tiles, parts, part_keys, 0, why))
 
@@ -88,25 +88,25 @@ def _plan_few_queries(problem: Problem, gpu: Gpu) -> ForwardPlan | None:
     axes = len(p.batch) > BATCH_AXES or prod(p.batch[:-1]) != 1  # more than one that counts
     if p.mask or p.ragged or axes or rows > _tuning.FEW_QUERIES:
         return None
-    kernel, variant = choose_decode(p, gpu, rows)
+    variant = choose_decode(p, gpu, rows)
     tile = variant.tiles
     reads = -(-rows // tile.q_tile)  # of each key; tiles of one head read it for each head
-    if isinstance(variant, _configs.Simt) or reads > p.group:
+    if variant.spec.kernel == "decode_simt" or reads > p.group:
         return None
     tiles = prod(p.batch) * p.hk * reads
     parts, part_keys = _cut_keys(p, gpu, tiles, variant)
-    step = make_step(p, kernel, variant, tiles * parts)
-    why = f"{kernel}: a block owns {say_queries(rows, tile.q_tile)}; {say_busy(step, gpu)}"
+    step = make_step(p, variant, tiles * parts)
+    why = f"{variant.spec.kernel}: a block owns {say_queries(rows, tile.q_tile)}; {say_busy(step, gpu)}"
     return _with_parts(p, gpu, None, variant, ForwardPlan(step, None, 0, parts, part_keys, 0, why))
 
 
-def _choose(problem: Problem, gpu: Gpu) -> tuple[str, _configs.Mma | _configs.Simt]:
+def _choose(problem: Problem, gpu: Gpu) -> Variant:
     """Tensor cores for 16-bit numbers, as far as there are tiles for the dims."""
     p = problem
     variant = _configs.best_fwd_mma(p.dtype, p.d, p.dv, gpu.smem_block) if p.d and p.dv else None
-    if variant is not None and runs_on(KernelSpec("fwd_mma", variant.config), gpu.arch):
-        return "fwd_mma", variant
-    return "fwd_simt", _configs.fwd_simt(p.dtype, p.d, p.dv)
+    if variant and runs_on(variant.spec, gpu.arch):
+        return variant
+    return _configs.fwd_simt(p.dtype, p.d, p.dv)
 
 
 def _cut_keys(problem: Problem, gpu: Gpu, tiles: int, variant: Variant) -> tuple[int, int]:
@@ -146,7 +146,7 @@ def plan_weights(problem: Problem, gpu: Gpu) -> WeightsPlan:
     variant = _configs.weights_simt(problem.dtype)
     q_tiles = count_tiles(problem.lq, variant.tiles.q_tile, problem, None)
     kv_tiles = count_tiles(problem.lk, variant.tiles.kv_tile, problem, None)
-    step = make_step(problem, "weights_simt", variant, kv_tiles * q_tiles * problem.hq * count_entries(problem, None))
+    step = make_step(problem, variant, kv_tiles * q_tiles * problem.hq * count_entries(problem, None))
     why = f"{forward.why}; that is for the maximum and the sum of each row, then weights_simt: a block writes a tile"
     workspace = 2 * count_entries(problem, None) * problem.hq * problem.lq * number_bytes(problem)
     return WeightsPlan(forward, step, q_tiles, kv_tiles, workspace, why)

@@ -13,20 +13,20 @@ from math import prod
 from typing import NamedTuple
 
 from cuflash import _configs, _tuning
+from cuflash._configs import KernelSpec, Variant
 from cuflash._device import Gpu
-from cuflash._kernels import KernelSpec, spec
+from cuflash._kernels import spec
 from cuflash._problem.attention import Problem
 from cuflash.errors import UnsupportedError
 
-THREADS = 128  # of a block, in every kernel without tensor cores
-WARPS = THREADS // 32
+THREADS = _configs.THREADS
+WARPS = THREADS // _configs.WARP
 PREPARE_ROWS = 32  # that a block of bwd_prepare takes
 SINKS_NUMBERS = 8  # that a block of bwd_sinks keeps in shared memory
 ROTARY_HEADS = 8  # that share an angle
 BLOCKS_MOST = 2**31 - 1  # of a launch
 SIZE_MOST = 2**31 - 2**10  # of an axis: kernels count rows in 32 bits, a tile beyond the last
 
-Variant = _configs.Simt | _configs.Mma | _configs.DecodeMma | _configs.DecodeFma
 Totals = tuple[int, int] | None  # rows of q and k where sequences are packed
 
 
@@ -70,8 +70,8 @@ def plan_backward(problem: Problem, gpu: Gpu, totals: Totals = None) -> Backward
     q_tiles = count_tiles(p.lq, of_q.tiles.q_tile, p, total_q)
     kv_tiles = count_tiles(p.lk, of_kv.tiles.kv_tile, p, total_k)
     k_slices, v_slices = (-(-dim // of_kv.columns) for dim in (p.d, p.dv))
-    q = make_step(p, "bwd_q_simt", of_q, q_tiles * p.hq * entries if p.d else 0)
-    kv = make_step(p, "bwd_kv_simt", of_kv, (k_slices + v_slices) * kv_tiles * p.hk * entries)
+    q = make_step(p, of_q, q_tiles * p.hq * entries if p.d else 0)
+    kv = make_step(p, of_kv, (k_slices + v_slices) * kv_tiles * p.hk * entries)
     bias, parts, bias_bytes = _plan_bias(p, gpu)
     sinks = Step(spec("bwd_sinks", dtype=element), p.hq, SINKS_NUMBERS * number_bytes(p)) if p.sinks else None
     why = [
@@ -129,7 +129,7 @@ def _plan_bias(problem: Problem, gpu: Gpu) -> tuple[Step | None, int, int]:
     tiles = -(-rows // variant.tiles.q_tile) * -(-cols // variant.tiles.kv_tile) * heads * prod(batch)
     sharing = prod(problem.batch) * problem.hq // max(1, prod(batch) * heads)
     parts = max(1, min(sharing, gpu.sms * _tuning.BIAS_BLOCKS_PER_SM // max(1, tiles)))
-    step = make_step(problem, "bwd_bias_simt", variant, tiles * parts)
+    step = make_step(problem, variant, tiles * parts)
     size = prod(batch) * heads * rows * cols * number_bytes(problem)
     return step, parts, parts * size if parts > 1 else 0
 
@@ -146,15 +146,8 @@ def count_entries(problem: Problem, totals: Totals) -> int:
     return prod(problem.batch) if totals is None else 1
 
 
-def make_step(problem: Problem, kernel: str, variant: Variant, grid: int) -> Step:
-    return Step(
-        KernelSpec(kernel, variant.config), check_grid(problem, grid), variant.tiles.smem_bytes, threads_of(variant)
-    )
-
-
-def threads_of(variant: Variant) -> int:
-    """Threads of a block."""
-    return THREADS if isinstance(variant, _configs.Simt) else 32 * variant.tiles.warps
+def make_step(problem: Problem, variant: Variant, grid: int) -> Step:
+    return Step(variant.spec, check_grid(problem, grid), variant.tiles.smem_bytes, variant.tiles.threads)
 
 
 def check_grid(problem: Problem, grid: int) -> int:
@@ -184,9 +177,10 @@ def say_busy(step: Step, gpu: Gpu) -> str:
 
 
 def say_units(problem: Problem, gpu: Gpu, variant: Variant | None = None) -> str:
-    if isinstance(variant, _configs.Mma | _configs.DecodeMma):
+    kernel = variant.spec.kernel if variant else None
+    if kernel in ("fwd_mma", "decode_mma"):
         return f"products on the tensor cores of {gpu.arch}, sums in float32"
-    if isinstance(variant, _configs.DecodeFma):
+    if kernel == "decode_fma":
         return f"arithmetic in float32 on the plain units of {gpu.arch}"
     name = arithmetic(problem)
     return f"arithmetic in {name} on the plain units of {gpu.arch}, which take every dtype, d, dv and option"

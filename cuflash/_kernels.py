@@ -6,35 +6,24 @@ function is called `cuflash_<name>`. A variant is a kernel with the values of it
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple
 
-from cuflash import _configs, _params, _tuning
+from cuflash import _configs, _params
+from cuflash._configs import Config, KernelSpec, Value, Variant
 from cuflash._device import capability
 from cuflash.errors import ProblemError
 
-Value = int | bool | str
-Config = tuple[tuple[str, Value], ...]
-
 DTYPES = tuple(_params.DTYPES)
-HEAD_DIMS = range(1, 513)
-# The options of attention that a kernel may be compiled with or without.
-FEATURES = ("causal", "window", "mask", "bias", "alibi", "softcap", "sinks", "kv_lengths")
-
-
-class KernelSpec(NamedTuple):
-    """One variant: all that compiling it depends on, but for the architecture."""
-
-    kernel: str
-    config: Config  # members of `Config` in the order of C++; text is a C++ expression, such as "Dtype::float32"
+HEAD_DIMS = range(1, _configs.DIM_MOST + 1)
 
 
 class Wanted(NamedTuple):
     """What variants are asked for."""
 
     dtypes: tuple[str, ...]
-    head_dims: tuple[int, ...]
-    features: tuple[str, ...]
+    dims: tuple[tuple[int, int], ...]  # d and dv: a pair for each that any kernel tells apart
 
 
 class Kernel(NamedTuple):
@@ -65,24 +54,20 @@ def instance(variant: KernelSpec) -> str:
 
 
 def _spell(value: Value) -> str:
-    if isinstance(value, bool):
-        return "true" if value else "false"
     return f"cf::{value}" if isinstance(value, str) else str(value)
 
 
 def file_name(variant: KernelSpec, arch: str) -> str:
     """What a variant compiled for `arch` is called in a folder.
 
-    >>> file_name(spec("fwd_simt", dtype="Dtype::float32", value_dim=64, bias=True, mask=False), "sm_90a")
-    'fwd_simt-float32-value_dim64-bias-sm_90a.cubin'
+    >>> file_name(spec("fwd_simt", dtype="Dtype::float32", value_dim=64), "sm_90a")
+    'fwd_simt-float32-value_dim64-sm_90a.cubin'
     """
-    return "-".join([variant.kernel, *filter(None, map(_shorten, variant.config)), arch]) + ".cubin"
+    return "-".join([variant.kernel, *map(_shorten, variant.config), arch]) + ".cubin"
 
 
 def _shorten(member: tuple[str, Value]) -> str:
     name, value = member
-    if isinstance(value, bool):
-        return name if value else ""
     return value.rpartition("::")[2] if isinstance(value, str) else f"{name}{value}"
 
 
@@ -95,21 +80,15 @@ def runs_on(variant: KernelSpec, arch: str) -> bool:
     return KERNELS[variant.kernel].least.get(str(dict(variant.config).get("dtype")), 0) <= capability(arch)
 
 
-def variants(
-    dtypes: Iterable[str] | None = None, head_dims: Iterable[int] | None = None, features: Iterable[str] | None = None
-) -> list[KernelSpec]:
-    """Every variant that calls with these dtypes, head dims and options launch; None is all of them.
+def variants(dtypes: Iterable[str] | None = None, head_dims: Iterable[int] | None = None) -> list[KernelSpec]:
+    """Every variant that calls launch with these dtypes, where the larger of d and dv is one of these; None is all.
 
     Raises
     ------
     ProblemError
         A name or number that no kernel has.
     """
-    wanted = Wanted(
-        _among("dtypes", dtypes, DTYPES),
-        _among("head_dims", head_dims, HEAD_DIMS),
-        _among("features", features, FEATURES),
-    )
+    wanted = Wanted(_among("dtypes", dtypes, DTYPES), _pairs(_among("head_dims", head_dims, HEAD_DIMS)))
     found = (KernelSpec(name, config) for name, kernel in KERNELS.items() for config in kernel.configs(wanted))
     return list(dict.fromkeys(found))
 
@@ -125,32 +104,32 @@ def _among(argument: str, given: Iterable | None, known: tuple[str, ...] | range
     return chosen
 
 
+def _pairs(head_dims: Iterable[int]) -> tuple[tuple[int, int], ...]:
+    """d and dv of which the larger is one of these; of dims between the same two that a kernel tells apart, one."""
+    wide = [bisect_left(_configs.WIDTHS, dim) for dim in head_dims]
+    pairs = [(most, less) for most in dict.fromkeys(wide) for less in range(most + 1)]
+    return tuple((_configs.WIDTHS[d], _configs.WIDTHS[dv]) for one in pairs for d, dv in (one, one[::-1]))
+
+
 def _fwd_mma(wanted: Wanted) -> Iterable[Config]:
-    """Of each pair of dims that is no wider than a wanted one; where one is narrower, the widest of its class."""
-    pairs = [
-        pair
-        for dim in wanted.head_dims
-        for head, value in _tuning.FWD_MMA
-        for pair in ((dim, min(dim, value)), (min(dim, head), dim))
-    ]
     return (
-        variant.config
+        variant.spec.config
         for dtype in wanted.dtypes
-        for d, dv in dict.fromkeys(pairs)
+        for d, dv in wanted.dims
         for variant in _configs.fwd_mma(dtype, d, dv)
     )
 
 
-def _by_dim(simt: Callable[[str, int], _configs.Simt]) -> Callable[[Wanted], Iterable[Config]]:
-    return lambda wanted: (simt(dtype, dim).config for dtype in wanted.dtypes for dim in wanted.head_dims)
+def _by_dim(find: Callable[[str, int], Variant]) -> Callable[[Wanted], Iterable[Config]]:
+    return _by_dims(lambda dtype, d, dv: find(dtype, max(d, dv)))
 
 
-def _by_dims(simt: Callable[[str, int, int], _configs.Simt]) -> Callable[[Wanted], Iterable[Config]]:
-    return _by_dim(lambda dtype, dim: simt(dtype, dim, dim))
+def _by_dims(find: Callable[[str, int, int], Variant]) -> Callable[[Wanted], Iterable[Config]]:
+    return lambda wanted: (find(dtype, d, dv).spec.config for dtype in wanted.dtypes for d, dv in wanted.dims)
 
 
-def _by_dtype(simt: Callable[[str], _configs.Simt]) -> Callable[[Wanted], Iterable[Config]]:
-    return lambda wanted: (simt(dtype).config for dtype in wanted.dtypes)
+def _by_dtype(find: Callable[[str], Variant]) -> Callable[[Wanted], Iterable[Config]]:
+    return lambda wanted: (find(dtype).spec.config for dtype in wanted.dtypes)
 
 
 def _dtype_alone(wanted: Wanted) -> Iterable[Config]:
@@ -178,31 +157,20 @@ def _dtype_and_codes(wanted: Wanted) -> Iterable[Config]:
     )
 
 
-def _decoding(wanted: Wanted) -> Iterable[Config]:
-    """Codes are computed with in float32: not for float64."""
-    return (
-        _configs.decode_simt(dtype, codes, dim, dim, rows).config
-        for dtype in wanted.dtypes
-        for codes in (_params.CODES if dtype != "float64" else ("none",))
-        for dim in wanted.head_dims
-        for rows in (1, 16, 32)
-    )
-
-
-def _streaming(
-    find: Callable[[str, str, int, int, int], _configs.DecodeMma | _configs.DecodeFma | None], more: int
+def _decoding(
+    find: Callable[[str, str, int, int, int], Variant | None], *queries: int
 ) -> Callable[[Wanted], Iterable[Config]]:
-    """Of a kernel with tiles for few queries, and others for `more`."""
+    """Of a kernel with tiles for so many queries. Codes are computed with in float32: not for float64."""
 
     def configs(wanted: Wanted) -> Iterable[Config]:
         found = (
-            find(dtype, codes, dim, dim, rows)
+            find(dtype, codes, d, dv, rows)
             for dtype in wanted.dtypes
-            for codes in _params.CODES
-            for dim in wanted.head_dims
-            for rows in (1, more)
+            for codes in (_params.CODES if dtype != "float64" else ("none",))
+            for d, dv in wanted.dims
+            for rows in queries
         )
-        return (variant.config for variant in found if variant is not None)
+        return (variant.spec.config for variant in found if variant is not None)
 
     return configs
 
@@ -235,7 +203,7 @@ KERNELS: dict[str, Kernel] = {
         "DecodeMma",
         "DecodeMmaConfig",
         _params.DECODE,
-        _streaming(_configs.decode_mma, 32),
+        _decoding(_configs.decode_mma, 16, 32),
         {"Dtype::float16": 80, "Dtype::bfloat16": 80},
     ),
     "decode_fma": Kernel(
@@ -243,10 +211,12 @@ KERNELS: dict[str, Kernel] = {
         "DecodeFma",
         "DecodeFmaConfig",
         _params.DECODE,
-        _streaming(_configs.decode_fma, 8),
+        _decoding(_configs.decode_fma, 4, 8),
         {"Dtype::float32": 80},
     ),
-    "decode_simt": Kernel("decode_simt.cu", "DecodeSimt", "DecodeConfig", _params.DECODE, _decoding),
+    "decode_simt": Kernel(
+        "decode_simt.cu", "DecodeSimt", "DecodeConfig", _params.DECODE, _decoding(_configs.decode_simt, 8, 16, 32)
+    ),
     "copy_pages": Kernel(
         "copy_pages.cu", "CopyPages", "CopyConfig", _params.COPY_PAGES, _always(chunk_bytes=_configs.COPY_CHUNK_BYTES)
     ),

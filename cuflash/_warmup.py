@@ -21,7 +21,6 @@ Job = tuple[Any, str]  # a variant, and the architecture
 def warmup(
     dtypes: Any = None,
     head_dims: int | Iterable[int] | None = None,
-    features: str | Iterable[str] | None = None,
     *,
     arch: str | Iterable[str] | None = None,
     out: str | Path | None = None,
@@ -38,9 +37,6 @@ def warmup(
         Of the arrays; all four by default.
     head_dims : int or sequence of int, optional
         The larger of d and dv; every one from 1 to 512 by default.
-    features : str or sequence of str, optional
-        Options that calls will use: ``"causal"``, ``"window"``, ``"mask"``, ``"bias"``, ``"alibi"``, ``"softcap"``,
-        ``"sinks"``, ``"kv_lengths"``. All by default.
     arch : str or sequence of str, optional
         What to compile for, such as ``"sm_90a"``, in place of the current GPU.
     out : path, optional
@@ -68,7 +64,7 @@ def warmup(
 
     names = None if dtypes is None else [_dtype_name(dtype) for dtype in _as_list(dtypes)]
     dims = None if head_dims is None else _as_list(head_dims)
-    variants = _kernels.variants(names, dims, None if features is None else _as_list(features))
+    variants = _kernels.variants(names, dims)
     print("numpy: nothing to prepare")
     archs = [_device_arch()] if arch is None else [_exact(name) for name in _as_list(arch)]
     if out is not None and archs == [None]:

@@ -106,7 +106,7 @@ def planned(variant):
     config = dict(variant.config)
     sizes = config["dtype"].partition("::")[2], config["head_dim"], config["value_dim"]
     fitting = [arch for arch in ARCHS if _kernels.runs_on(variant, arch)]
-    return [arch for arch in fitting if _configs.best_fwd_mma(*sizes, SMEM_BLOCK[arch]).config == variant.config]
+    return [arch for arch in fitting if _configs.best_fwd_mma(*sizes, SMEM_BLOCK[arch]).spec == variant]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -247,7 +247,7 @@ def test_the_plain_path_is_mostly_products(arch):
     disassembler = sass.find_disassembler()
     if disassembler is None:
         pytest.skip("no nvdisasm: pip install nvidia-cuda-nvdisasm for the count of fwd_simt's instructions")
-    variant = _kernels.KernelSpec("fwd_simt", _configs.fwd_simt("float32", 64, 64).config)
+    variant = _configs.fwd_simt("float32", 64, 64).spec
     code = sass.disassemble(disassembler, images.obtain(variant, arch).image)
     (tile,) = [loop for loop in sass.loops(code) if len(loop.inner) > 2]
     counts = sass.count(code, tile, (1, TILE_LOOPS))

@@ -95,7 +95,6 @@ def test_queries_of_a_head_lie_in_the_fewest_tiles(dtype, hq, lq, q_tile, part_r
     assert dict(plan.step.spec.config)["q_tile"] == q_tile
     assert plan.tiles == 2 * 2 * -(-rows // q_tile)
     assert plan.part_keys == 64 * part_rows
-    assert plan.tickets == plan.tiles
     assert count_numbers(given, plan.parts) == 2 * hq * lq * plan.parts * (64 + 2)
 
 
@@ -162,7 +161,7 @@ def test_the_first_workspace_is_enough_for_32_queries():
         given = problem(b=3, hq=2 * rows, lk=lk, d=dv, dv=dv, dtype=dtype)
         plan = plan_decode(given, GPU)
         tickets, numbers = first_workspace(3 * lk, 3, 2, dv)
-        assert plan.tickets <= tickets and count_numbers(given, plan.parts) <= numbers
+        assert plan.tiles <= tickets and count_numbers(given, plan.parts) <= numbers
     assert numbers * 4 <= 0.02 * 3 * lk * 2 * 2 * dv * 2  # bytes beside those of keys and values in float16
 
 
@@ -186,34 +185,34 @@ def test_launches_around_a_cache():
 
 def test_a_plan_is_a_variant_of_the_register():
     dtypes = ("float16", "float32", "float64")
-    known = set(_kernels.variants(dtypes))
-    for dtype, dv, hq, stored in itertools.product(dtypes, (1, 64, 200, 512), (2, 40), (None, "int8")):
-        if stored is None or dtype != "float64":
-            assert plan_decode(problem(hq=hq, dv=dv, dtype=dtype, stored=stored), GPU).step.spec in known
+    for dtype, d, dv in itertools.product(dtypes, (1, 64, 200, 512), (1, 64, 200, 512)):
+        known = _kernels.variants([dtype], [max(d, dv)])
+        for hq, stored in itertools.product((2, 12, 40), (None, "int8")):
+            if stored is None or dtype != "float64":
+                assert plan_decode(problem(hq=hq, d=d, dv=dv, dtype=dtype, stored=stored), GPU).step.spec in known
+    known = _kernels.variants(dtypes)
     for step in (append_step("float16", "none", 1, 1), copy_pages_step(1, 1), scatter_step()):
         assert step.spec in known
 
 
 @pytest.mark.parametrize(
-    ("kernel", "dtype", "find", "table"),
+    ("dtype", "find", "table"),
     [
-        ("decode_mma", "float16", _configs.decode_mma, _tuning.DECODE_MMA),
-        ("decode_fma", "float32", _configs.decode_fma, _tuning.DECODE_FMA),
+        ("float16", _configs.decode_mma, _tuning.DECODE_MMA),
+        ("float32", _configs.decode_fma, _tuning.DECODE_FMA),
     ],
     ids=["decode_mma", "decode_fma"],
 )
-def test_shared_memory_of_streaming_kernels_is_what_they_have(kernel, dtype, find, table):
+def test_shared_memory_of_streaming_kernels_is_what_they_have(dtype, find, table):
     need_nvrtc()
     source = None
     for (number, columns), tiles in table.items():
         for rows in (one[0] for one in tiles):
             variant = find(dtype, "int8" if number == 1 else "none", columns, columns, rows)
             assert variant.tiles.q_tile == rows
-            spec = _kernels.KernelSpec(kernel, variant.config)
-            source = source or nvrtc.read_source(spec, "compute_80")
-            line = (
-                f'\nstatic_assert({_kernels.instance(spec)}::SMEM_BYTES == {variant.tiles.smem_bytes}, "{rows} rows");'
-            )
+            source = source or nvrtc.read_source(variant.spec, "compute_80")
+            kernel = _kernels.instance(variant.spec)
+            line = f'\nstatic_assert({kernel}::SMEM_BYTES == {variant.tiles.smem_bytes}, "{rows} rows");'
             source = source._replace(text=source.text + line)
     nvrtc.compile_source(source)
 
@@ -230,8 +229,8 @@ def test_shared_memory_is_what_the_kernel_has(dtype, codes):
         for rows in (one[0] for one in tiles if number == (8 if dtype == "float64" else 4)):
             simt = _configs.decode_simt(dtype, codes, columns, columns, rows)
             assert simt.tiles.q_tile == rows and simt.columns == columns
-            kernel = _kernels.instance(_kernels.KernelSpec("decode_simt", simt.config))
-            source = source or nvrtc.read_source(_kernels.KernelSpec("decode_simt", simt.config), "compute_80")
+            kernel = _kernels.instance(simt.spec)
+            source = source or nvrtc.read_source(simt.spec, "compute_80")
             line = f'\nstatic_assert({kernel}::SMEM_BYTES == {simt.tiles.smem_bytes}, "{rows} rows");'
             source = source._replace(text=source.text + line)
     nvrtc.compile_source(source)

@@ -184,9 +184,8 @@ TIMED = """
 import time
 import cupy
 from cuflash import _configs
-from cuflash._kernels import KernelSpec
 from cuflash._runtime import images
-variant = KernelSpec("fwd_simt", _configs.fwd_simt("float32", 64, 64).config)
+variant = _configs.fwd_simt("float32", 64, 64).spec
 start = time.process_time()
 images.obtain(variant, "sm_90a")
 print(time.process_time() - start)

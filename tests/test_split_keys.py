@@ -41,7 +41,8 @@ def test_parts_cover_all_that_a_tile_of_queries_can_see(hk, lq, lk, dtype, left,
     assert tiles < sms
     assert found.forward.grid <= sms * config["blocks"]
     assert found.workspace == found.parts * 2 * hk * lq * 66 * 4
-    kv_tile = config["kv_tile"] if "kv_tile" in config else 16 * config["warps"]
+    keys_of_a_warp = {"decode_mma": 16, "decode_fma": 8}.get(found.forward.spec.kernel)
+    kv_tile = keys_of_a_warp * config["warps"] if keys_of_a_warp else config["kv_tile"]
     assert found.part_keys % kv_tile == 0
     q_tile = min(lq, config["q_tile"])
     for offset in (0, lk - lq, lk // 2):

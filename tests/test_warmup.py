@@ -53,7 +53,6 @@ def test_every_dim_has_a_variant(dtype):
         ({"dtypes": ["int8"]}, "`dtypes` has 'int8', but must be among float16, bfloat16, float32, float64"),
         ({"head_dims": [0]}, "`head_dims` has 0, but must be among 1 to 512"),
         ({"head_dims": [64, 513]}, "`head_dims` has 513"),
-        ({"features": ["casual"]}, "`features` has 'casual', but must be among causal, window"),
     ],
 )
 def test_what_no_kernel_has_is_told(arguments, message):
@@ -158,9 +157,9 @@ def test_dtypes_come_in_every_spelling(dtypes, bench, monkeypatch):
     asked = []
     line = LINE._replace(configs=lambda wanted: asked.append(wanted) or [])
     monkeypatch.setattr(_kernels, "KERNELS", {"tiny": line})
-    cuflash.warmup(dtypes, 64, "causal")
+    cuflash.warmup(dtypes, 64)
     assert set(asked[0].dtypes) <= {"float32", "bfloat16"}
-    assert asked[0][1:] == ((64,), ("causal",))
+    assert set(asked[0].dims) == {(64, 32), (32, 64), (64, 64)}  # the larger is 64
 
 
 def test_a_kernel_that_does_not_compile_ends_it(bench, monkeypatch):
@@ -202,7 +201,7 @@ def test_progress_on_a_terminal_is_one_bar(bench, monkeypatch):
 
 def test_the_command_compiles_ahead_of_time(bench, tmp_path, capsys):
     out = tmp_path / "cubins"
-    options = ["--dtypes", "float32", "--head-dims", "64", "--features", "causal"]
+    options = ["--dtypes", "float32", "--head-dims", "64"]
     assert main(["warmup", "--arch", "sm_80", "sm_90", "--out", str(out), *options]) == 0
     assert len(list(out.iterdir())) == 4
     assert "4 kernels for sm_80, sm_90a in " in capsys.readouterr().out
@@ -213,7 +212,6 @@ def test_the_command_compiles_ahead_of_time(bench, tmp_path, capsys):
     [
         (["--arch", "sm_1"], "`arch` has 'sm_1'"),
         (["--dtypes", "int8"], "`dtypes` has 'int8'"),
-        (["--features", "casual"], "`features` has 'casual'"),
         (["--head-dims", "0"], "expected a whole number from 1 on"),
         (["--out", "folder"], "`out` is given"),
     ],

@@ -171,7 +171,7 @@ def _make_room(runtime: Runtime, call: Call, plan: DecodePlan) -> int:
     """
     p, kept, captured = call.problem, call.operands.store.kept, call.operands.store.kept.capturing(runtime)
     now, most = _limits(call)
-    kept.make_room(runtime, plan.tickets, count_numbers(p, count_parts(p, plan.part_keys, now)), p.accumulator)
+    kept.make_room(runtime, plan.tiles, count_numbers(p, count_parts(p, plan.part_keys, now)), p.accumulator)
     if now == most or not captured:
         return now
     room = 0 if kept.numbers is None else kept.numbers.size
