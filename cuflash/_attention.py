@@ -65,7 +65,7 @@ def attention(
     layout : {"bhld", "blhd"}
         Whether heads come before length. `lse` is (..., hq, lq) in both.
     precision : {None, "tf32"}
-        None is IEEE arithmetic; "tf32" has no kernel on NumPy.
+        None is IEEE arithmetic; "tf32" has no kernel yet.
     out, lse_out : array, optional
         Where to put the results: exact shape and dtype, overlapping no operand.
     workspace : uint8 array, one axis, optional

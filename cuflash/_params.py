@@ -107,7 +107,7 @@ ATTENTION = Struct(
     q=POINTER, k=POINTER, v=POINTER, q_strides=STRIDES, k_strides=STRIDES, v_strides=STRIDES,
     mask=POINTER, mask_strides=STRIDES, bias=REALS, slopes=REALS, sinks=REALS, q_offset=INTEGERS, kv_lengths=INTEGERS,
     q_starts=POINTER, kv_starts=POINTER, left="i8", right="i8", scale="f8", softcap="f8", batch=("i4", BATCH_AXES),
-    hq="i4", group="i4", lq="i4", lk="i4", d="i4", dv="i4", total_q="i4", q_tiles="i4",
+    hq="i4", group="i4", lq="i4", lk="i4", d="i4", dv="i4", q_tiles="i4",
 )  # fmt: skip
 FWD = Struct(
     "FwdParams<T>",

@@ -47,7 +47,8 @@ def make_plan(problem: Problem, device: Device, siblings: int = 1) -> CpuPlan:
     if few:
         part = kv_tile = _part(problem, shape)
         load = _load(problem, shape)
-        why.append(f"few queries over many keys: keys cut every {part}, read {load} at a time")
+        cut = "" if problem.splits else f": keys cut every {part}, read {load} at a time"
+        why.append(f"few queries over many keys{cut}")
     elif _count_blocks(problem, shape) * siblings < _tuning.BLOCKS_WANTED and problem.lk > _tuning.PART_KEYS:
         part = _tuning.PART_KEYS
         why.append(f"few blocks over many keys: keys cut every {part}")

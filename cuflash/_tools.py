@@ -175,16 +175,25 @@ def show_config() -> None:
             f"BLAS runs below this CPU's {width.text}: products, and with them attention, may be faster in a program "
             f"that is started with {_blas.VARIABLE}={width.kernels[0]} in its environment; on some CPUs they are not"
         )
-    print("backends: numpy")
+    print(f"backends: numpy, {_cupy_backend()}")
 
 
 def _version(name: str) -> str:
+    """Of a module, whatever the distribution is called: CuPy's name says for which CUDA it is."""
     from importlib import metadata
 
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return "not installed"
+    distributions = metadata.packages_distributions().get(name)
+    return metadata.version(distributions[0]) if distributions else "not installed"
+
+
+def _cupy_backend() -> str:
+    from cuflash._runtime import cupy_runtime
+
+    absence = cupy_runtime.absence()
+    if absence is not None:
+        return f"not cupy, which {absence}"
+    gpu = cupy_runtime.runtime().gpu()
+    return f"cupy on a GPU of {gpu.sms} multiprocessors, for which kernels are compiled as {gpu.arch}"
 
 
 def selftest() -> bool:

@@ -68,7 +68,7 @@ template <DecodeFmaConfig CONFIG> struct DecodeFma {
         Smem& smem = shared_map<Smem>();
         const int row = work.row0 + Units::row();
         const int first_key = work.first_key(row), end_key = work.end_key(row);
-        const bool plain = params.softcap == 0 && params.bias.data == nullptr && params.slopes.data == nullptr;
+        const bool plain = Score<float>::plain(params);
 
         typename Units::Left q;
         load_queries(q, params, work);

@@ -77,8 +77,7 @@ template <DecodeMmaConfig CONFIG> struct DecodeMma {
         if (threadIdx.x < Q_TILE) smem.seen[threadIdx.x] = {work.first_key(row), work.end_key(row)};
         if (threadIdx.x == 0) smem.work = work;
 
-        const bool plain = params.softcap == 0 && params.bias.data == nullptr && params.slopes.data == nullptr &&
-                           serves_as_unit(float(params.scale));
+        const bool plain = Score<float>::plain(params) && serves_as_unit(float(params.scale));
         const float unit = plain ? float(params.scale) : 1.0f;
 
         float o[M][COLS][4] = {};

@@ -143,7 +143,7 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
         A (&s)[ROWS][KEYS], Smem& smem, const Params& params, const DecodeWork& work, int kv0
     ) {
         const int row0 = Units::y() * ROWS, key0 = kv0 + Units::x();
-        if (params.softcap == 0 && params.bias.data == nullptr && params.slopes.data == nullptr) {
+        if (Score<A>::plain(params)) {
             Units::scale(s, A(params.scale));
         } else {
             Units::put(smem.p, s);
@@ -193,7 +193,8 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
 
     // The rows' results to where they belong, or those of a part to the workspace.
     static __device__ __forceinline__ void store(
-        const Params& params, const DecodeWork& work, const A (&o)[CHUNKS][ROWS][Units::VEC], OnlineSoftmax<A, ROWS>& softmax
+        const Params& params, const DecodeWork& work, const A (&o)[CHUNKS][ROWS][Units::VEC],
+        OnlineSoftmax<A, ROWS>& softmax
     ) {
         softmax.finish();
         const bool whole = work.whole;

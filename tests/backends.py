@@ -1,8 +1,8 @@
 """Where tests of the contract run: NumPy, and the GPU backend on the emulator or, on a machine that has one, on a GPU.
 
 A backend moves arrays there and back, says how long a sequence may be so that a test takes no more than a second, and
-how many random examples there is time for. Tests that are about one kind of backend say so by `on_numpy` or
-`on_devices`.
+how many random examples there is time for. Tests that are about one kind of backend say so by `on_numpy`,
+`on_devices` or `on_emulator`.
 """
 
 import contextlib
@@ -222,6 +222,7 @@ def names():
 
 
 on_devices = pytest.mark.parametrize("backend", names()[1:], indirect=True)
+on_emulator = pytest.mark.parametrize("backend", ["emulator"], indirect=True)
 
 
 @functools.cache

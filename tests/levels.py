@@ -15,7 +15,7 @@ TEST_LEVEL = int(os.environ.get("TEST_LEVEL", "1"))
 RARE = {"bfloat16", "float64"}  # dtypes that level 1 leaves, on the emulator, where there are others
 MARKS = (
     "alone: measures time, so a run of several processes has no other going",
-    "pairs: below TEST_LEVEL=3 the emulator runs each two parameter values together",
+    "pairs: at TEST_LEVEL=2 the emulator runs each two parameter values together",
     "long: takes some 10 s, on the emulator if that is a backend, and runs from TEST_LEVEL=2 on",
     "grows: does more at TEST_LEVEL=2 than at 1",
 )
@@ -42,17 +42,17 @@ def _repeated(emulated):
     """Cases that show nothing new."""
     seen = set()
     for item in sorted(emulated, key=_mixed):
-        shown = set(_shown(item))
-        if shown <= seen:
+        values = set(shown(item))
+        if values <= seen:
             yield item
-        seen |= shown
+        seen |= values
 
 
 def _further(emulated):
     """All but one case of each test, one of a common dtype if there is any."""
     tests = set()
     for item in sorted(emulated, key=lambda item: (_rare(item), _mixed(item))):
-        test = item.path, item.originalname
+        test = test_of(item)
         if test in tests:
             yield item
         tests.add(test)
@@ -60,7 +60,7 @@ def _further(emulated):
 
 def _rare(item):
     """Whether a parameter is the name of a rare dtype."""
-    return any(isinstance(value, str) and value in RARE for value in item.callspec.params.values())
+    return any(isinstance(value, str) and value in RARE for value in values_of(item).values())
 
 
 def beyond(items, level):
@@ -75,25 +75,30 @@ def grows(item):
     return random or item.get_closest_marker("grows") is not None
 
 
-def _shown(item):
+def test_of(item):
+    """What its function's cases have in common."""
+    return item.path, item.originalname
+
+
+def shown(item):
     """The test function with each of its parameters, those of one `parametrize` as one, or with pairs of these."""
-    test, values = (item.path, item.originalname), item.callspec.params
+    values = values_of(item)
     groups = [mark.args[0] for mark in item.iter_markers("parametrize")]
     groups = [tuple(one.replace(" ", "").split(",")) if isinstance(one, str) else tuple(one) for one in groups]
     groups += [(name,) for name in values if not any(name in names for names in groups)]
-    shown = sorted((names, *(id(values[name]) for name in names)) for names in groups if names != ("backend",))
-    together = 2 if item.get_closest_marker("pairs") and len(shown) > 1 else 1
-    return [(test, *some) for some in (*itertools.combinations(shown, together), ())]
+    named = sorted((names, *(id(values[name]) for name in names)) for names in groups if names != ("backend",))
+    together = 2 if item.get_closest_marker("pairs") and len(named) > 1 else 1
+    return [(test_of(item), *some) for some in (*itertools.combinations(named, together), ())]
 
 
 def _long(item):
     """Marked so, and not of NumPy or a GPU, for which it takes no time."""
-    return item.get_closest_marker("long") is not None and item.callspec.params.get("backend", "emulator") == "emulator"
+    return item.get_closest_marker("long") is not None and values_of(item).get("backend", "emulator") == "emulator"
 
 
 def _left_bug(item):
     """Whether level 1 leaves this out: a planted bug, or the probe of such bugs alone."""
-    values = item.callspec.params if hasattr(item, "callspec") and item.path.name == "test_mutants.py" else {}
+    values = values_of(item) if item.path.name == "test_mutants.py" else {}
     probe, mutant = values.get("probe"), values.get("mutant")
     return (probe and probe not in {one.probe for one in few_bugs()}) or (mutant and mutant not in few_bugs())
 
@@ -109,7 +114,12 @@ def few_bugs():
 
 
 def on_emulator(item):
-    return hasattr(item, "callspec") and item.callspec.params.get("backend") == "emulator"
+    return values_of(item).get("backend") == "emulator"
+
+
+def values_of(item):
+    """A test's parameters."""
+    return item.callspec.params if hasattr(item, "callspec") else {}
 
 
 def _mixed(item):

@@ -14,6 +14,7 @@ import tempfile
 from pathlib import Path
 
 import pytest
+from levels import values_of
 
 from cuflash._device import available_cores
 
@@ -64,17 +65,14 @@ def protocols(session, items):
 
 def taken(items, folder):
     """The tests that this process is first to take, those of a file and a backend together; not those left alone."""
-    groups = itertools.groupby(itertools.filterfalse(alone, items), lambda item: (item.path, backend_of(item)))
+    together = itertools.filterfalse(alone, items)
+    groups = itertools.groupby(together, lambda item: (item.path, values_of(item).get("backend")))
     for number, (_, group) in enumerate(groups):
         try:
             (folder / str(number)).touch(exist_ok=False)
         except FileExistsError:
             continue
         yield from group
-
-
-def backend_of(item):
-    return item.callspec.params.get("backend") if hasattr(item, "callspec") else None
 
 
 def alone(item):

@@ -25,7 +25,7 @@ SMEM_BLOCK = {
 }  # fmt: skip
 ARCHS = tuple(SMEM_BLOCK)
 REGISTERS = 65536  # of a multiprocessor; a thread gets a multiple of 8
-DECODING = ("decode_mma", "decode_simt")
+CODED = ("decode_mma", "decode_simt")
 PTX_MOST = 6000  # instructions of a kernel: the emulator translates each to C++
 
 
@@ -38,7 +38,7 @@ def matrix_variants():
     plain, coded = [], {}
     for variant in _kernels.variants():
         config = dict(variant.config)
-        if variant.kernel in DECODING and config["codes"] != "Codes::none":
+        if variant.kernel in CODED and config["codes"] != "Codes::none":
             coded.setdefault((variant.kernel, config["dtype"], config["value_dim"]), []).append(variant)
         else:
             plain.append(variant)
@@ -151,7 +151,7 @@ def test_the_register_is_covered():
         return {(variant.kernel, *map(dict(variant.config).get, keys)) for variant in some}
 
     assert kinds(variants) == kinds(everything)
-    assert {variant for variant in everything if variant.kernel not in DECODING} <= set(variants)
+    assert {variant for variant in everything if variant.kernel not in CODED} <= set(variants)
     assert len(chosen(3)) == sum(len(planned(variant)) for variant in variants)
     for level in (1, 2, 3):
         pairs = chosen(level)

@@ -170,7 +170,7 @@ def test_without_options_every_pointer_is_null(recorder, normal):
     launch = recorder.launches[0]
     problem = launch.params["problem"]
     assert [problem[name]["data"] for name in ("bias", "slopes", "sinks", "q_offset", "kv_lengths")] == [0] * 5
-    assert [problem[name] for name in ("mask", "q_starts", "kv_starts", "softcap", "total_q")] == [0] * 5
+    assert [problem[name] for name in ("mask", "q_starts", "kv_starts", "softcap")] == [0] * 4
     assert (problem["left"], problem["right"]) == (FARTHEST, FARTHEST)
     assert (problem["q_offset"]["value"], problem["kv_lengths"]["value"]) == (-2, 7)
     assert launch.params["lse"] == launch.params["sum"] == 0

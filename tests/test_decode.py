@@ -4,7 +4,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from backends import anything, host, on_numpy
+from backends import anything, host, on_emulator, on_numpy
 from hypothesis import strategies as st
 
 import cuflash
@@ -342,7 +342,7 @@ def test_bits_do_not_depend_on_the_number_of_heads(backend, make_cache, normal, 
         same_bytes(backend.to_numpy(some), whole[:, heads])
 
 
-@pytest.mark.parametrize("backend", ["emulator"], indirect=True)
+@on_emulator
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 @pytest.mark.parametrize(
     ("lq", "options"),

@@ -1,15 +1,13 @@
 """decode_mma beyond what the contract's tests ask of every kernel: how it reads codes, and what their scales may be."""
 
-import ctypes
-
 import numpy as np
 import pytest
-from backends import host
-from emulator import library
+from backends import host, on_emulator
+from emulator.library import counters
 
 import cuflash
 
-pytestmark = pytest.mark.parametrize("backend", ["emulator"], indirect=True)
+pytestmark = on_emulator
 STORED = ("int8", "float8_e4m3fn")
 
 
@@ -28,11 +26,9 @@ def test_rows_are_copied_in_vectors_and_read_without_conflicts(stored, d, dv, ch
     q, k, v = qkv(1, 2, 1, 1, 40, d, dv, dtype="float16")
     with backend.tiles("small"):
         check.decode(q, make_cache(k, v, [40], dtype=stored), splits=1)
-    counters = library.Counters()
-    library.machine().machine_counters(ctypes.byref(counters))
-    assert counters.copies >= 40 * (d + dv) * np.dtype(stored).itemsize // 16
-    assert counters.matrix_loads > 0
-    assert counters.bank_conflicts == 0
+    assert counters().copies >= 40 * (d + dv) * np.dtype(stored).itemsize // 16
+    assert counters().matrix_loads > 0
+    assert counters().bank_conflicts == 0
 
 
 SIZES = {

@@ -1,23 +1,14 @@
 """fwd_mma beyond what the contract's tests ask of every kernel: how it loads, and what it costs on the emulator."""
 
-import ctypes
 import time
 
 import numpy as np
 import pytest
-from emulator import library
+from backends import on_emulator
+from emulator.library import counters
 
 import cuflash
 from cuflash import reference
-
-on_emulator = pytest.mark.parametrize("backend", ["emulator"], indirect=True)
-
-
-def counters():
-    """Of the last launch."""
-    found = library.Counters()
-    library.machine().machine_counters(ctypes.byref(found))
-    return found
 
 
 @on_emulator

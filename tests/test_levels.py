@@ -30,6 +30,17 @@ def test_a_level_runs_what_lower_ones_run(request, monkeypatch):
     assert all(levels.grows(item) for item in beyond & one)
 
 
+def test_what_a_level_shows_on_the_emulator(request):
+    """Level 2 each value of each parameter; level 1 one case of each test that is not long."""
+    items = [item for item in (*request.session.items, *left_out) if levels.on_emulator(item)]
+    one, two = (levels.chosen(items, level) for level in (1, 2))
+    assert {value for item in two for value in levels.shown(item)} == {
+        value for item in items for value in levels.shown(item)
+    }
+    quick = {levels.test_of(item) for item in items if not item.get_closest_marker("long")}
+    assert sorted(map(str, map(levels.test_of, one))) == sorted(map(str, quick))
+
+
 CONFTEST = """
 import os, sys
 import pytest

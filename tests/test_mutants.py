@@ -5,7 +5,6 @@ This is the test of the tests: a machine that misses races, or a problem too sma
 
 import multiprocessing
 import os
-from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import mutant_probes
@@ -57,10 +56,3 @@ def test_a_planted_bug_is_caught(mutant, outcomes):
     kinds, text = outcomes[mutant.name].result(300)
     assert kinds, f"{mutant.file}: {mutant.new!r} in place of {mutant.old!r} is missed"
     assert mutant.caught in kinds, text
-
-
-def test_mutants_of_all_sorts():
-    """25 or more, some for each sort of failure."""
-    sorts = Counter(mutant.caught for mutant in MUTANTS)
-    assert len(MUTANTS) >= 25
-    assert sorts["race"] >= 5 and sorts["wrong"] >= 10 and sorts["out-of-bounds"] >= 2 and sorts["stale"] == 1

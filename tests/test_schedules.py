@@ -3,6 +3,7 @@ memory starts, and whenever copies land.
 """
 
 import pytest
+from backends import on_emulator
 
 import cuflash
 
@@ -26,7 +27,7 @@ def orders(backend):
     backend.runtime.settings = before
 
 
-@pytest.mark.parametrize("backend", ["emulator"], indirect=True)
+@on_emulator
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
 @pytest.mark.parametrize(
     "options", [{"causal": True}, {"window": (9, 3), "sinks": 2}, {"softcap": 2.0, "bias": 61}], ids=list
@@ -46,7 +47,7 @@ def test_fwd_mma_has_the_same_bits_in_every_order(options, dtype, backend, order
     assert set(results) == {results[0]}
 
 
-@pytest.mark.parametrize("backend", ["emulator"], indirect=True)
+@on_emulator
 @pytest.mark.parametrize(
     ("dtype", "stored", "splits", "kernel"),
     [

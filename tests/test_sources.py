@@ -174,6 +174,11 @@ def test_every_variant_has_a_file_name_of_its_own():
     assert len(set(names)) == len(names) > 0
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "rawkernels").rglob("*.cu*")), ids=lambda path: path.name)
+def test_lines_are_short(path):
+    assert all(len(line) <= 120 for line in path.read_text(encoding="utf-8").splitlines())
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", _kernels.KERNELS)
 def test_a_kernel_compiles_from_its_closure_alone(name, tmp_path, monkeypatch):

@@ -6,7 +6,7 @@ key/value head, by the kernels of decoding.
 
 import numpy as np
 import pytest
-from backends import on_devices
+from backends import on_devices, on_emulator
 from hypothesis import given
 from hypothesis import strategies as st
 from test_gpu_plan import GPUS, make_problem
@@ -16,8 +16,6 @@ from cuflash import ProblemError, _gpu_forward_plan, reference
 from cuflash._device import Gpu
 
 H200 = GPUS[2]
-
-on_emulator = pytest.mark.parametrize("backend", ["emulator"], indirect=True)
 
 
 def plan(gpu=H200, **sizes):

@@ -283,7 +283,7 @@ def attention_fields(
         left=side(p.left), right=side(p.right),
         scale=p.scale, softcap=p.softcap or 0.0, batch=batch.sizes,
         hq=p.hq, group=p.group, lq=p.lq, lk=p.lk, d=p.d, dv=p.dv,
-        total_q=0 if packed is None else packed.totals[0], q_tiles=0,
+        q_tiles=0,
     )[:-1]  # fmt: skip
 
 

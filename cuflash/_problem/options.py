@@ -91,7 +91,7 @@ def read_precision(function: str, precision: Any) -> None:
     if precision is None:
         return
     if precision == "tf32":
-        raise UnsupportedError(f'{function}: `precision`="tf32" has no kernel on NumPy; None computes in IEEE float32')
+        raise UnsupportedError(f'{function}: `precision`="tf32" has no kernel; None computes in IEEE float32')
     raise ProblemError(f'{function}: `precision` is {precision!r}, but must be None or "tf32"')
 
 

@@ -91,7 +91,7 @@ template <int ROWS, int COLS> struct WarpResults {
     RowSum<float> sums[ROWS];
 };
 
-// The results of all warps become those of the part, which go to where they belong or to the workspace, a row to a warp.
+// The results of all warps become those of the part, which go where they belong or to the workspace, a row to a warp.
 template <int WARPS, int ROWS, int COLS, typename T, typename Stored>
 __device__ __forceinline__ void merge_warps(
     const WarpResults<ROWS, COLS> (&results)[WARPS], const DecodeParams<T, Stored>& params, const DecodeWork& work

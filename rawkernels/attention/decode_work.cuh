@@ -1,5 +1,5 @@
-// decode_work.cuh -- what a block of a decoding kernel owns: some of the queries that share a key/value head, and a part
-// of the keys that they see. And how the results of the parts become those of the queries.
+// decode_work.cuh -- what a block of a decoding kernel owns: some of the queries that share a key/value head, and a
+// part of the keys that they see. And how the results of the parts become those of the queries.
 #pragma once
 #include "../core/ticket.cuh"
 #include "cached.cuh"
@@ -72,8 +72,8 @@ struct DecodeWork {
     __device__ __forceinline__ int query(int row) const { return row / group; }
     __device__ __forceinline__ int head(int row) const { return kv_head * group + row % group; }
 
-    // A query of the tile sees the keys first_key ... end_key - 1 of the part; one at a negative position of a cache, and
-    // a row beyond the last, none.
+    // A query of the tile sees the keys first_key ... end_key - 1 of the part; one at a negative position of a cache,
+    // and a row beyond the last, none.
     __device__ __forceinline__ int first_key(int row) const { return mask.first(query(row)); }
     __device__ __forceinline__ int end_key(int row) const {
         const bool sees = row < row1 && query(row) >= first_query;
@@ -95,10 +95,10 @@ struct DecodeWork {
     }
 };
 
-// What a block works on. Where all items that there can be, of sequences as long as the host's bound, fit the GPU twice,
-// each has a block, and those of no part leave at once. Else, `listed`, fewer blocks share the items that there are, one
-// after another: each finds its own by adding up the parts of 32 entries at a time, as many as it has lanes to read their
-// lengths.
+// What a block works on. Where all items that there can be, of sequences as long as the host's bound, fit the GPU
+// twice, each has a block, and those of no part leave at once. Else, `listed`, fewer blocks share the items that there
+// are, one after another: each finds its own by adding up the parts of 32 entries at a time, as many as it has lanes to
+// read their lengths.
 template <int Q_TILE, typename Params> struct DecodeItems {
     int64_t item, before;   // number of the next one; how many belong to entries before `entry`
     int entry;

@@ -1,8 +1,9 @@
 // fragment_softmax.cuh -- softmax(s) @ v over tiles of keys, as online_softmax.cuh has it, for the fragments of
 // core/mma_tile.cuh. Two things differ, both for speed:
 //
-//   - weights are powers of 2, (s - base) * factor being the exponent, so that a score needs no exp. (A fused s * factor -
-//     base * factor would save an instruction, and be off by the rounding of the second product: inf for large scores.)
+//   - weights are powers of 2, (s - base) * factor being the exponent, so that a score needs no exp. (A fused
+//     s * factor - base * factor would save an instruction, and be off by the rounding of the second product: inf for
+//     large scores.)
 //   - `base` follows the maximum of a row only when that has outgrown it by a factor of 256. Weights are then at most
 //     256, sums and outputs are taken relative to the same base throughout, and so the result is the same but for
 //     rounding; most tiles need not touch the output (FlashAttention-4's rule). The rows of a fragment move together.
@@ -62,8 +63,8 @@ template <typename Units, int M> struct FragmentSoftmax {
         }
     }
 
-    // What is left of a row, `unit` being what 1 of a product is worth in it; its output times `scale` is relative to that
-    // maximum. `sink` is a logit that carries no value, or -inf.
+    // What is left of a row, `unit` being what 1 of a product is worth in it; its output times `scale` is relative to
+    // that maximum. `sink` is a logit that carries no value, or -inf.
     struct Finished { RowSum<float> sum; float scale; };
     __device__ __forceinline__ Finished finish(int m, int half, float unit, float sink) const {
         const float weights = Units::quad_sum(sum[m][half]);

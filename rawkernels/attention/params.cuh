@@ -48,8 +48,7 @@ template <typename T> struct Attention {
     double scale, softcap;  // softcap 0: none
     int32_t batch[BATCH_AXES];
     int32_t hq, group;      // query heads, and how many of them share a key/value head
-    int32_t lq, lk, d, dv;  // of the longest sequence; rows of a packed array are in total_q
-    int32_t total_q;
+    int32_t lq, lk, d, dv;  // lengths of the longest sequence
     int32_t q_tiles;        // tiles of queries of a head, over all members where sequences are packed
 };
 

@@ -39,7 +39,8 @@ template <typename T> struct GradientHead : WeightsHead<T> {
     }
 };
 
-// One tile of queries with one tile of keys, in a kernel that keeps COLUMNS columns of a gradient. Every function is called by all threads of the block.
+// One tile of queries with one tile of keys, in a kernel that keeps COLUMNS columns of a gradient. Every function is
+// called by all threads of the block.
 template <Dtype DTYPE, int COLUMNS, int Q_TILE, int KV_TILE> struct Recompute {
     using T = Storage<DTYPE>;
     using A = Acc<T>;
@@ -99,7 +100,8 @@ template <Dtype DTYPE, int COLUMNS, int Q_TILE, int KV_TILE> struct Recompute {
 #pragma unroll
         for (int r = 0; r < ROWS; ++r)
 #pragma unroll
-            for (int c = 0; c < KEYS; ++c) s[r][c] = exp_of(rounded_product(s[r][c], scale) - pairs.lse[Units::y() * ROWS + r]);
+            for (int c = 0; c < KEYS; ++c)
+                s[r][c] = exp_of(rounded_product(s[r][c], scale) - pairs.lse[Units::y() * ROWS + r]);
         const int q1 = least(q0 + Q_TILE, head.q.rows);
         if (q1 - q0 == Q_TILE && !head.mask.cuts(q0, q1, kv0, kv0 + KV_TILE)) return;
 #pragma unroll
@@ -144,7 +146,9 @@ template <Dtype DTYPE, int COLUMNS, int Q_TILE, int KV_TILE> struct Recompute {
         for (int r = 0; r < ROWS; ++r)
 #pragma unroll
             for (int c = 0; c < KEYS; ++c) ds[r][c] = 0;
-        Units::template multiply_abt<TWO_STEPS<DTYPE, COLUMNS>>(ds, chunks.rows, head.dout, q0, chunks.keys, head.v, kv0);
+        Units::template multiply_abt<TWO_STEPS<DTYPE, COLUMNS>>(
+            ds, chunks.rows, head.dout, q0, chunks.keys, head.v, kv0
+        );
 #pragma unroll
         for (int r = 0; r < ROWS; ++r) {
             const int i = Units::y() * ROWS + r;

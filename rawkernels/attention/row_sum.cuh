@@ -1,6 +1,6 @@
-// row_sum.cuh -- what is left of a row's scores s: their maximum, and the sum of exp(s - max). They stay two numbers until
-// nothing more is to be merged, since a large max + log(sum) is rounded, and weights that are computed from it with it.
-// Outputs that are not divided by their sum yet are relative to the same maximum.
+// row_sum.cuh -- what is left of a row's scores s: their maximum, and the sum of exp(s - max). They stay two numbers
+// until nothing more is to be merged, since a large max + log(sum) is rounded, and weights that are computed from it
+// with it. Outputs that are not divided by their sum yet are relative to the same maximum.
 #pragma once
 #include "../core/simt_tile.cuh"
 #include "params.cuh"

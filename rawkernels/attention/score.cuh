@@ -25,8 +25,11 @@ template <typename A> struct Score {
         };
     }
 
-    // Whether a score is its product times `scale`.
+    // Whether a score is its product times `scale`, here and in all heads.
     __device__ __forceinline__ bool plain() const { return softcap == A(0) && bias == nullptr && slope == A(0); }
+    template <typename Problem> static __device__ __forceinline__ bool plain(const Problem& problem) {
+        return problem.softcap == 0 && problem.bias.data == nullptr && problem.slopes.data == nullptr;
+    }
 
     // The score of an element that is visible, from its product.
     __device__ __forceinline__ A operator()(A product, int row, int key) const {

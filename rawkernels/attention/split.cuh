@@ -12,7 +12,7 @@ struct KeyPart {
     bool exists;            // blocks are there for as many parts as any tile can have
 
     // Part `index` of the keys first ... stop - 1: cut every `part_keys`, or into `splits` parts if that is not 0, of
-    // which none is empty. More keys never make fewer parts: those of a tile are among those of all its sequence's keys.
+    // which none is empty. More keys never make fewer parts: those of a tile are among those of its sequence.
     static __device__ __forceinline__ KeyPart of(int index, int first, int stop, int part_keys, int splits) {
         const int64_t keys = largest(0, stop - first);
         const int most = splits == 0 ? int(ceil_div<int64_t>(keys, part_keys)) : int(least<int64_t>(splits, keys));
@@ -24,15 +24,15 @@ struct KeyPart {
     }
 };
 
-// By the threads of one warp together: attention of one query over the union of `parts` disjoint sets of keys, from what
-// is left of each,
+// By the threads of one warp together: attention of one query over the union of `parts` disjoint sets of keys, from
+// what is left of each,
 //
 //     max = max_p max_p,   sum = sum_p exp(max_p - max) sum_p,   out = sum_p exp(max_p - max) out_p,
 //
-// summed in the order of the parts. Of a part that is known by its finished output and its lse, these are out_p and max_p,
-// and sum_p is 1. What a part without any weight holds is not looked at. sum_of(part) and out_of(part, col) are asked in
-// the arithmetic's type; put(col, number, sum) takes each of the `dv` columns, to be divided by the sum, which is also
-// returned.
+// summed in the order of the parts. Of a part that is known by its finished output and its lse, these are out_p and
+// max_p, and sum_p is 1. What a part without any weight holds is not looked at. sum_of(part) and out_of(part, col) are
+// asked in the arithmetic's type; put(col, number, sum) takes each of the `dv` columns, to be divided by the sum, which
+// is also returned.
 template <typename A, typename SumOf, typename OutOf, typename Put>
 __device__ __forceinline__ RowSum<A> merge_row(int parts, int dv, SumOf sum_of, OutOf out_of, Put put) {
     constexpr int LANE_COLS = 4;    // columns of a lane that share a weight

@@ -60,20 +60,20 @@ template <Dtype DTYPE, int WARPS> struct Mma {
         const int rows = matrix.rows - row0 - row, cols = matrix.cols - 8 * chunk;
         const int64_t row_stride = matrix.row_stride, col_stride = matrix.col_stride;
         const T* from = in_global(matrix.data) + (row0 + row) * row_stride + 8 * chunk * col_stride;
-        if (ARCH >= 80 && matrix.in_vectors()) {
-            const uint32_t to = tile.address(row, chunk);
+        if constexpr (ARCH >= 80)
+            if (matrix.in_vectors()) {
+                const uint32_t to = tile.address(row, chunk);
 #pragma unroll
-            for (int i = 0; i < ROWS / STEP; ++i) {
+                for (int i = 0; i < ROWS / STEP; ++i) {
 #pragma unroll
-                for (int group = 0; group < COLS / 8; group += GROUP) {
-                    const int known = i * STEP < rows ? largest(0, least(8, cols - 8 * group)) : 0;
-                    if constexpr (ARCH >= 80)
+                    for (int group = 0; group < COLS / 8; group += GROUP) {
+                        const int known = i * STEP < rows ? largest(0, least(8, cols - 8 * group)) : 0;
                         ptx::cp_async_16(to + 2 * i * STEP * COLS + 16 * group, from + 8 * group, 2 * known);
+                    }
+                    from += STEP * row_stride;
                 }
-                from += STEP * row_stride;
+                return;
             }
-            return;
-        }
 #pragma unroll 1
         for (int i = 0; i < ROWS; i += STEP)
 #pragma unroll 1

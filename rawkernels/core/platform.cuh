@@ -48,8 +48,8 @@ template <> __device__ __forceinline__ constexpr double infinity<double>() {
 template <typename N> __device__ __forceinline__ constexpr N least(N a, N b) { return b < a ? b : a; }
 template <typename N> __device__ __forceinline__ constexpr N largest(N a, N b) { return a < b ? b : a; }
 
-// a * b, rounded: never a part of a fused multiply-add, which would subtract from a product with all its digits the very
-// product rounded. Half a unit in the last place of a large score is a large exponent.
+// a * b, rounded: never a part of a fused multiply-add, which would subtract from a product with all its digits the
+// very product rounded. Half a unit in the last place of a large score is a large exponent.
 __device__ __forceinline__ float rounded_product(float a, float b) { return __fmul_rn(a, b); }
 __device__ __forceinline__ double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 

@@ -1,5 +1,5 @@
-// fma_products.cu -- probe of core/fma_tile.cuh: s = a @ b^T, its rows' maxima, and s @ v, each warp with a b and a v of
-// its own. With whole numbers, so that no order of a sum could show.
+// fma_products.cu -- probe of core/fma_tile.cuh: s = a @ b^T, its rows' maxima, and s @ v, each warp with a b and a v
+// of its own. With whole numbers, so that no order of a sum could show.
 #include "../core/fma_tile.cuh"
 #include "probe.cuh"
 
@@ -27,8 +27,9 @@ template <ProbeConfig CONFIG> struct ProbeFmaProducts {
     static __device__ void run(const Params& params) {
         Smem& smem = shared_map<Smem>();
         const int warp = Units::warp();
-        for (int i = Units::lane(); i < KEYS * DEPTH; i += WARP) smem.b[warp].data[i] = params.b[warp * KEYS * DEPTH + i];
-        for (int i = Units::lane(); i < KEYS * COLS; i += WARP) smem.v[warp].data[i] = params.v[warp * KEYS * COLS + i];
+        const float *b = params.b + warp * KEYS * DEPTH, *v = params.v + warp * KEYS * COLS;
+        for (int i = Units::lane(); i < KEYS * DEPTH; i += WARP) smem.b[warp].data[i] = b[i];
+        for (int i = Units::lane(); i < KEYS * COLS; i += WARP) smem.v[warp].data[i] = v[i];
         typename Units::Left a;
         for (int r = 0; r < ROWS; ++r)
             for (int chunk = 0; chunk < Units::CHUNKS; ++chunk)

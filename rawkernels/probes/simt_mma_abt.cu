@@ -1,4 +1,4 @@
-// simt_mma_abt.cu -- probe of Simt::multiply_abt, add_abt and mma_abt: s + a @ b^T, in chunks of the columns that both share.
+// simt_mma_abt.cu -- probe of Simt::multiply_abt, add_abt and mma_abt: s + a @ b^T, in chunks of their columns.
 #include "../core/simt_tile.cuh"
 #include "probe.cuh"
 

@@ -43,6 +43,13 @@ class Counters(ctypes.Structure):
     ]  # fmt: skip
 
 
+def counters():
+    """What the last launch did."""
+    found = Counters()
+    machine().machine_counters(ctypes.byref(found))
+    return found
+
+
 def load(folder):
     """Builds the machine in `folder` if it is not there and loads it; the process keeps the first one it loaded."""
     global _loaded

@@ -103,9 +103,7 @@ def run_function(function, arrays, grid, block, shared, **config):
     axes = [(ctypes.c_uint32 * 3)(*(x if isinstance(x, tuple) else (x, 1, 1))) for x in (grid, block)]
     addresses = (ctypes.c_uint64 * max(len(arrays), 1))(*(array.address for array in arrays))
     findings = machine.machine_launch(ctypes.cast(function, ctypes.c_void_p), *axes, shared, ctypes.byref(addresses))
-    counters = library.Counters()
-    machine.machine_counters(ctypes.byref(counters))
-    return Outcome(findings, machine.machine_report().decode(), counters)
+    return Outcome(findings, machine.machine_report().decode(), library.counters())
 
 
 class Array:
