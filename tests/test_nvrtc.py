@@ -1,12 +1,12 @@
 """Compiling through NVRTC: what comes out, what is said of failures, and how long a first call takes."""
 
-import os
 import re
 import struct
 import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 from kernels import ARCH, ROOT, VARIANT, finish, need_nvrtc, start_python, use_tiny, write_tiny
 
@@ -184,19 +184,30 @@ TIMED = """
 import time
 import cupy
 from cuflash import _configs
-from cuflash._runtime import images
+from cuflash._runtime import images, nvrtc
+
+def timed(work, *given):
+    start = time.process_time()
+    work(*given)
+    return time.process_time() - start
+
 variant = _configs.fwd_simt("float32", 64, 64).spec
-start = time.process_time()
-images.obtain(variant, "sm_90a")
-print(time.process_time() - start)
+source = nvrtc.read_source(variant, "sm_90a")
+fixed = source._replace(text=r'''extern "C" __global__ void fixed(float* x) {
+#pragma unroll
+    for (int i = 0; i < 100; ++i) x[i] = __cosf(x[i + 1]) / x[i];
+}''')
+print(timed(images.obtain, variant, "sm_90a"), timed(nvrtc.compile_source, fixed))
 """
 
 
 @pytest.mark.alone
 def test_a_first_call_is_quick(tmp_path):
-    """1.5 s to compile, 50 ms from disk, CuPy's own import apart: of processor time, four times that in CI."""
+    """At most 8 times the processor time of a program that does not change to compile, and a quarter of it from disk,
+    CuPy's own import apart: 3 s and 0.1 s where the program takes 0.4.
+    """
     need_nvrtc()
-    share = 4 if os.environ.get("CI") else 1
-    seconds = [float(finish(start_python(TIMED, CUFLASH_CACHE_DIR=str(tmp_path)))) for _ in range(4)]
-    assert seconds[0] < 1.5 * share
-    assert min(seconds[1:]) < 0.05 * share
+    runs = [finish(start_python(TIMED, CUFLASH_CACHE_DIR=str(tmp_path))).split() for _ in range(4)]
+    (compiled, *loaded), programs = np.array(runs, float).T
+    assert compiled < 8 * programs[0]
+    assert min(loaded) < programs.min() / 4
