@@ -126,41 +126,43 @@ def blocks_at_once(tiles: Tiles | MmaTiles | DecodeTiles, smem_block: int) -> in
 @lru_cache
 def fwd_simt(dtype: str, d: int, dv: int) -> Variant:
     """fwd_simt for queries of d and values of dv columns."""
-    columns = _class(_kept(dv, d), _tuning.FWD_SIMT)
+    columns = _class(_kept(dv, d), dtype, _tuning.FWD_SIMT)
     return _simt("fwd_simt", _tuning.FWD_SIMT, dtype, columns, value_dim=columns)
 
 
 @lru_cache
 def bwd_q_simt(dtype: str, d: int, dv: int) -> Variant:
     """bwd_q_simt for queries of d and values of dv columns."""
-    columns = _class(_kept(d, dv), _tuning.BWD_Q_SIMT)
+    columns = _class(_kept(d, dv), dtype, _tuning.BWD_Q_SIMT)
     return _simt("bwd_q_simt", _tuning.BWD_Q_SIMT, dtype, columns, columns=columns)
 
 
 @lru_cache
 def bwd_kv_simt(dtype: str, dim: int) -> Variant:
     """bwd_kv_simt for keys and values of which the wider have `dim` columns; wider ones are cut into slices."""
-    columns = _class(dim, _tuning.BWD_KV_SIMT)
+    columns = _class(dim, dtype, _tuning.BWD_KV_SIMT)
     return _simt("bwd_kv_simt", _tuning.BWD_KV_SIMT, dtype, columns, columns=columns)
 
 
 @lru_cache
-def bwd_bias_simt(dtype: str) -> Variant:
-    """bwd_bias_simt, which keeps a tile of the bias."""
-    return _simt("bwd_bias_simt", _tuning.BWD_BIAS_SIMT, dtype, 0, columns=0)
+def bwd_bias_simt(dtype: str, dim: int) -> Variant:
+    """bwd_bias_simt for keys and values of which the wider have `dim` columns; it keeps a tile of the bias."""
+    columns = _class(dim, dtype, _tuning.BWD_BIAS_SIMT)
+    return _simt("bwd_bias_simt", _tuning.BWD_BIAS_SIMT, dtype, columns, columns=columns)
 
 
 @lru_cache
-def weights_simt(dtype: str) -> Variant:
-    """weights_simt, which keeps a tile of the weights."""
-    return _simt("weights_simt", _tuning.WEIGHTS_SIMT, dtype, 0, value_dim=0)
+def weights_simt(dtype: str, d: int) -> Variant:
+    """weights_simt for queries of d columns, behind a forward pass without values; it keeps a tile of the weights."""
+    columns = _class(d, dtype, _tuning.WEIGHTS_SIMT)
+    return _simt("weights_simt", _tuning.WEIGHTS_SIMT, dtype, columns, value_dim=columns)
 
 
 @lru_cache(maxsize=1024)
 def decode_simt(dtype: str, codes: str, d: int, dv: int, rows: int) -> Variant:
     """decode_simt for queries of d and values of dv columns, so many for a key/value head, in the fewest tiles."""
     number = max(4, ITEMSIZES[dtype])
-    columns = _class(_kept(dv, d), _tuning.DECODE_SIMT)
+    columns = _least(_kept(dv, d), number, _tuning.DECODE_SIMT)
     known = [Tiles(*tiles) for tiles in _tuning.DECODE_SIMT[number, columns]]
     tiles = next((one for one in known if rows <= one.q_tile), known[-1])
     if codes != "none":
@@ -220,7 +222,11 @@ def _kept(columns: int, features: int) -> int:
     return max(columns, min(features, 128))
 
 
-def _class(dim: int, table: Mapping[tuple[int, int], object]) -> int:
-    """The least number of columns in a table that holds `dim`, else the largest."""
-    known = sorted({columns for _, columns in table})
+def _class(dim: int, dtype: str, table: _tuning.Table) -> int:
+    return _least(dim, ITEMSIZES[dtype], table)
+
+
+def _least(dim: int, number: int, table: Mapping[tuple[int, int], object]) -> int:
+    """The least number of columns of a table, for numbers of so many bytes, that holds `dim`; else the largest."""
+    known = sorted(columns for size, columns in table if size == number)
     return next((columns for columns in known if dim <= columns), known[-1])

@@ -59,10 +59,11 @@ class WeightsPlan(NamedTuple):
 
 
 @lru_cache(maxsize=1024)
-def plan_forward(problem: Problem, gpu: Gpu, totals: Totals = None) -> ForwardPlan:
+def plan_forward(problem: Problem, gpu: Gpu, totals: Totals = None, with_lse: bool = False) -> ForwardPlan:
     """A forward pass."""
     check_sizes(problem, totals)
-    return (totals is None and _plan_few_queries(problem, gpu)) or _plan_tiles(problem, gpu, totals, may_cut=True)
+    few = _plan_few_queries(problem, gpu, with_lse) if totals is None else None
+    return few or _plan_tiles(problem, gpu, totals, may_cut=True)
 
 
 def _plan_tiles(problem: Problem, gpu: Gpu, totals: Totals, may_cut: bool) -> ForwardPlan:
@@ -81,8 +82,12 @@ def _plan_tiles(problem: Problem, gpu: Gpu, totals: Totals, may_cut: bool) -> Fo
     return _with_parts(p, gpu, totals, variant, ForwardPlan(step, None, q_tiles, parts, part_keys, 0, why))
 
 
-def _plan_few_queries(problem: Problem, gpu: Gpu) -> ForwardPlan | None:
-    """A block for the queries that share a key/value head, and part of the keys; None where that does not serve."""
+def _plan_few_queries(problem: Problem, gpu: Gpu, with_lse: bool) -> ForwardPlan | None:
+    """A block for the queries that share a key/value head, and part of the keys; None where that does not serve.
+
+    Nor does it in float32 where the lse is wanted: gradients, which start from it, compute scores again, and must round
+    them as the forward pass has. (Of 16 bits they do not, and results are too coarse to show it.)
+    """
     p = problem
     rows = p.group * p.lq
     axes = len(p.batch) > BATCH_AXES or prod(p.batch[:-1]) != 1  # more than one that counts
@@ -91,12 +96,13 @@ def _plan_few_queries(problem: Problem, gpu: Gpu) -> ForwardPlan | None:
     variant = choose_decode(p, gpu, rows)
     tile = variant.tiles
     reads = -(-rows // tile.q_tile)  # of each key; tiles of one head read it for each head
-    if variant.spec.kernel == "decode_simt" or reads > p.group:
+    kernel = variant.spec.kernel
+    if kernel == "decode_simt" or reads > p.group or (kernel == "decode_fma" and with_lse):
         return None
     tiles = prod(p.batch) * p.hk * reads
     parts, part_keys = _cut_keys(p, gpu, tiles, variant)
     step = make_step(p, variant, tiles * parts)
-    why = f"{variant.spec.kernel}: a block owns {say_queries(rows, tile.q_tile)}; {say_busy(step, gpu)}"
+    why = f"{kernel}: a block owns {say_queries(rows, tile.q_tile)}; {say_busy(step, gpu)}"
     return _with_parts(p, gpu, None, variant, ForwardPlan(step, None, 0, parts, part_keys, 0, why))
 
 
@@ -143,7 +149,7 @@ def plan_weights(problem: Problem, gpu: Gpu) -> WeightsPlan:
     """The weights of a problem whose dv is 0."""
     check_sizes(problem, None)
     forward = _plan_tiles(problem, gpu, None, may_cut=False)
-    variant = _configs.weights_simt(problem.dtype)
+    variant = _configs.weights_simt(problem.dtype, problem.d)
     q_tiles = count_tiles(problem.lq, variant.tiles.q_tile, problem, None)
     kv_tiles = count_tiles(problem.lk, variant.tiles.kv_tile, problem, None)
     step = make_step(problem, variant, kv_tiles * q_tiles * problem.hq * count_entries(problem, None))

@@ -124,7 +124,7 @@ def _plan_bias(problem: Problem, gpu: Gpu) -> tuple[Step | None, int, int]:
     """The pass for the bias, into how many parts its sum is divided, and bytes for these."""
     if problem.bias is None:
         return None, 1, 0
-    variant = _configs.bwd_bias_simt(problem.dtype)
+    variant = _configs.bwd_bias_simt(problem.dtype, max(problem.d, problem.dv))
     *batch, heads, rows, cols = bias_sizes(problem)
     tiles = -(-rows // variant.tiles.q_tile) * -(-cols // variant.tiles.kv_tile) * heads * prod(batch)
     sharing = prod(problem.batch) * problem.hq // max(1, prod(batch) * heads)

@@ -128,10 +128,6 @@ def _by_dims(find: Callable[[str, int, int], Variant]) -> Callable[[Wanted], Ite
     return lambda wanted: (find(dtype, d, dv).spec.config for dtype in wanted.dtypes for d, dv in wanted.dims)
 
 
-def _by_dtype(find: Callable[[str], Variant]) -> Callable[[Wanted], Iterable[Config]]:
-    return lambda wanted: (find(dtype).spec.config for dtype in wanted.dtypes)
-
-
 def _dtype_alone(wanted: Wanted) -> Iterable[Config]:
     return ((("dtype", f"Dtype::{dtype}"),) for dtype in wanted.dtypes)
 
@@ -190,11 +186,15 @@ KERNELS: dict[str, Kernel] = {
         "bwd_kv_simt.cu", "BwdKvSimt", "GradientConfig", _params.BWD_KV, _by_dim(_configs.bwd_kv_simt)
     ),
     "bwd_bias_simt": Kernel(
-        "bwd_bias_simt.cu", "BwdBiasSimt", "GradientConfig", _params.BWD_BIAS, _by_dtype(_configs.bwd_bias_simt)
+        "bwd_bias_simt.cu", "BwdBiasSimt", "GradientConfig", _params.BWD_BIAS, _by_dim(_configs.bwd_bias_simt)
     ),
     "bwd_sinks": Kernel("bwd_sinks.cu", "BwdSinks", "ElementConfig", _params.BWD_SINKS, _dtype_alone),
     "weights_simt": Kernel(
-        "weights_simt.cu", "WeightsSimt", "SimtConfig", _params.WEIGHTS, _by_dtype(_configs.weights_simt)
+        "weights_simt.cu",
+        "WeightsSimt",
+        "SimtConfig",
+        _params.WEIGHTS,
+        _by_dim(_configs.weights_simt),
     ),
     "sum_axes": Kernel("sum_axes.cu", "SumAxes", "ElementConfig", _params.SUM_AXES, _dtype_of_sums),
     "kv_append": Kernel("kv_append.cu", "KvAppend", "AppendConfig", _params.APPEND, _dtype_and_codes),

@@ -52,7 +52,7 @@ def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
     """
     readers: dict[Callable[..., Any], Callable[..., tuple[problem.Call, Any]]] = {
         _attention.attention: _read_attention,
-        _attention.attention_vjp: _read_attention,
+        _attention.attention_vjp: _read_vjp,
         _attention.attention_weights: _read_weights,
         _attention.attention_backward: _read_backward,
         _varlen.attention_varlen: _read_varlen,
@@ -72,7 +72,11 @@ def explain(function: Callable[..., Any], /, *args: Any, **options: Any) -> str:
 
 def _read_attention(q: Any, k: Any, v: Any, **options: Any) -> tuple[problem.Call, Any]:
     call = problem.attention_call("attention", q, k, v, **options)
-    return call, _plan(call, make_plan, "forward")
+    return call, _plan(call, make_plan, "forward with lse" if call.wants_lse else "forward")
+
+
+def _read_vjp(q: Any, k: Any, v: Any, **options: Any) -> tuple[problem.Call, Any]:
+    return _read_attention(q, k, v, **{**options, "return_lse": True})
 
 
 def _read_weights(q: Any, k: Any, **options: Any) -> tuple[problem.Call, Any]:

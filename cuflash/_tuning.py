@@ -73,13 +73,22 @@ BWD_KV_SIMT: Table = {
     (2, 64): (64, 64, 4, 36704), (4, 64): (64, 64, 4, 36704), (8, 64): (32, 64, 3, 34160),
     (2, 128): (64, 64, 3, 36704), (4, 128): (64, 64, 2, 36704), (8, 128): (32, 64, 2, 34160),
 }  # fmt: skip
-BWD_BIAS_SIMT: Table = {(2, 0): (64, 64, 4, 36688), (4, 0): (64, 64, 3, 36688), (8, 0): (64, 32, 3, 32592)}
-WEIGHTS_SIMT: Table = {(2, 0): (64, 64, 4, 36624), (4, 0): (64, 64, 4, 36624), (8, 0): (64, 32, 3, 32544)}
+# Kernels that keep no columns have those of the kernels beside which they run: of as many, scores are summed alike.
+BWD_BIAS_SIMT: Table = {
+    (2, 128): (64, 64, 4, 36688),
+    (4, 64): (64, 64, 3, 36688), (4, 128): (64, 64, 3, 36688),
+    (8, 64): (64, 32, 3, 32592), (8, 128): (64, 32, 3, 32592),
+}  # fmt: skip
+WEIGHTS_SIMT: Table = {
+    (2, 128): (64, 64, 4, 36624),
+    (4, 64): (64, 64, 4, 36624), (4, 128): (64, 64, 4, 36624),
+    (8, 64): (64, 32, 3, 32544), (8, 128): (64, 32, 3, 32544),
+}  # fmt: skip
 
 # Decoding, as above but by (bytes of a number in arithmetic, columns): tiles for few queries of a key/value head, then
 # for more. No variant spills on any architecture.
 DECODE_SIMT: dict[tuple[int, int], tuple[tuple[int, int, int, int], ...]] = {
-    (4, 64): ((8, 64, 4, 19664), (32, 64, 4, 26384)),
+    (4, 64): ((8, 64, 4, 19664), (32, 64, 3, 26384)),
     (4, 128): ((8, 64, 4, 19664), (32, 64, 3, 26384)),
     (4, 256): ((8, 64, 4, 19664), (16, 64, 4, 21904)),
     (4, 512): ((8, 64, 4, 19664),),

@@ -122,7 +122,7 @@ template <DecodeConfig CONFIG> struct DecodeSimt {
             load_rows(smem.q, params.q + d0 * q_col, smem.q_at, q_col, params.d - d0);
             load_rows(smem.k, params.cache.k + d0 * k_col, smem.tokens.k_at, k_col, params.d - d0);
             __syncthreads();    // the chunk is complete
-            Units::template add_abt<TWO_STEPS<CONFIG.dtype, CONFIG.value_dim>>(s, smem.q, smem.k);
+            Units::template add_abt<(sizeof(T) > 2)>(s, smem.q, smem.k);
             __syncthreads();    // all have read it: the next chunk, or v, may take its place
         }
         if constexpr (TokenTile<Stored, KV_TILE>::CODES) scale_columns(s, smem.tokens.k_scale);

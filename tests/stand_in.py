@@ -330,9 +330,10 @@ def run_decode(config, grid, params):
     seqs = memory(params["seqs"], (b,), np.int32) if params["seqs"] else np.arange(b)
     for entry, head in itertools.product(range(b), range(hq)):
         sequence = int(seqs[entry])
-        length = max(0, min(int(memory(params["lengths"] + 4 * sequence, (1,), np.int32)[0]), p["limit"]))
+        tokens_there = max(0, int(memory(params["lengths"] + 4 * sequence, (1,), np.int32)[0]))
+        length = min(tokens_there, p["limit"])
         k, v = (tokens.read(name, sequence, length)[:, head // group] for name in ("k", "v"))
-        keys, queries = np.arange(length), np.arange(lq) + length - lq
+        keys, queries = np.arange(length), np.arange(lq) + tokens_there - lq
         first = max(0, int(queries[0]) - int(params["left"]))
         cut = p["part_keys"] if not p["splits"] else max(1, -(-(length - first) // p["splits"]))
         seen = (keys >= queries[:, None] - int(params["left"])) & (keys <= queries[:, None] + int(params["right"]))

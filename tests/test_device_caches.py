@@ -280,6 +280,17 @@ def test_a_bias_is_not_read_beyond_its_keys(device):
         cuflash.decode(q, flat, bias=bias)
 
 
+def test_a_bias_that_is_too_short_moves_no_query(device):
+    """Queries stand behind all tokens, also where the bias ends before."""
+    flat = device.flat()
+    q, _ = device.tokens(2, 1)
+    device.fill(flat, 5)
+    bias = device.put(np.zeros((1, 5), np.float32))
+    device.get(flat.lengths)[0] = 8
+    lse = device.get(cuflash.decode(q, flat, bias=bias, window=(4, 0), scale=0.0, return_lse=True)[1])
+    np.testing.assert_allclose(np.exp(lse[:, 0, 0]), [2, 5], rtol=1e-6)  # keys 3 and 4 of the 5 up to its own, at 7
+
+
 def test_check_tells_dropped_tokens_once(device):
     flat = device.flat()
     new, numbers = device.tokens(2, 5)

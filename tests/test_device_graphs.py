@@ -103,8 +103,16 @@ def test_the_workspace_is_made_with_a_cache(device):
     device.capture(lambda: cuflash.decode(wide, cache, out=wide_out))
 
 
+def test_a_capture_that_failed_knows_nothing(device, step):
+    cache = device.cache(cuflash.KVCache, 2, 4, grow=True)
+    with pytest.raises(ProblemError, match="while a graph is captured"):
+        device.capture(lambda: step(cache, seqs=[1, 0]))
+    cache.append(*[device.tokens(2, 9)[0]] * 2)
+    assert cache.capacity >= 9
+
+
 def test_what_a_graph_knows_stays(device, step):
-    """A larger workspace and other lists of rows do not free those of the graph."""
+    """A larger workspace and other lists of rows do not free those of the graph, and no more than these are kept."""
     cache = device.cache(cuflash.KVCache, 80, 5000)
     step(cache, seqs=[3, 4])
     graph = device.capture(lambda: step(cache, seqs=[3, 4]))
@@ -112,11 +120,12 @@ def test_what_a_graph_knows_stays(device, step):
     kept = cache._lengths.kept
     numbers, rows = kept.numbers, kept._rows[np.array([3, 4]).tobytes()]
     cuflash.decode(wide, cache)
+    held = list(kept._held)
     for row in range(80):
         cuflash.decode(wide[:1], cache, seqs=[row])
     assert kept.numbers is not numbers and np.array([3, 4]).tobytes() not in kept._rows
-    held = [array for one in kept._held for array in (one.values() if isinstance(one, dict) else [one])]
     assert any(array is numbers for array in held) and any(array is rows for array in held)
+    assert len(kept._held) == len(held)
     device.replay(graph)
     assert device.lengths(cache, 5) == [0, 0, 0, 2, 2]
 

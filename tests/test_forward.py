@@ -5,7 +5,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from backends import anything, on_numpy
+from backends import anything, on_devices, on_numpy
 from hypothesis import strategies as st
 from problems import ZERO_SIZES
 
@@ -89,6 +89,15 @@ def test_mask_and_bias_broadcast(shape, kind, check, backend, qkv, normal):
     given_array = normal(*shape) if "bias" in kind else np.asarray(normal(*shape) > -1)
     with backend.tiles("small"):
         check.attention(*operands, **{kind.split()[-1]: np.asarray(given_array)})
+
+
+@on_devices
+@pytest.mark.parametrize(("least", "most"), [(-(2**63), 2**63 - 1), (-1, 10)])
+def test_lengths_on_a_device_count_as_the_nearest_possible(least, most, backend, normal, same_bytes):
+    q, k, v = (backend.asarray(normal(2, 1, n, 4, seed=n)) for n in (5, 9, 9))
+    out = backend.to_numpy(cuflash.attention(q, k, v, kv_lengths=backend.asarray(np.array([least, most]))))
+    same_bytes(out, backend.to_numpy(cuflash.attention(q, k, v, kv_lengths=[0, 9])))
+    assert not out[0].any()
 
 
 @pytest.mark.parametrize("kind", ["int", "list", "uint8", "int8", "uint64", "one axis of two"])

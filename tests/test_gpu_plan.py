@@ -140,7 +140,7 @@ def test_every_key_every_row_and_every_element_of_the_bias_has_one_block(problem
     if p.bias is None:
         return
     *batch, heads, height, width = _gpu_plan.bias_sizes(p)
-    tiles = _configs.bwd_bias_simt(p.dtype).tiles
+    tiles = _configs.bwd_bias_simt(p.dtype, max(p.d, p.dv)).tiles
     owned = int(np.prod(batch)) * heads * -(-height // tiles.q_tile) * -(-width // tiles.kv_tile)
     assert plan.bias.grid == owned * plan.parts
     sharing = entries * p.hq // max(1, int(np.prod(batch)) * heads)

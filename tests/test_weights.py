@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from backends import on_devices
 
 import cuflash
 from cuflash import reference
@@ -12,6 +13,14 @@ def test_weights_with_each_option(option, dtype, tiles, check, backend, qkv, opt
     options = options_of([option, "sinks"], 2, 4, 45, 61, dtype)
     with backend.tiles(tiles):
         check.weights(*qkv(2, 4, 2, 45, 61, 16, dtype=dtype)[:2], **options)
+
+
+@on_devices
+@pytest.mark.parametrize("d", [24, 48, 64, 100])
+@pytest.mark.parametrize("name", ["float32", "float64"])
+def test_large_scores_are_rounded_alike_for_the_sum_and_the_weights(name, d, check, qkv):
+    q, k, _ = qkv(1, 1, 1, 20, 70, d, dtype=name)
+    check.weights(10 * q, 10 * k)
 
 
 def test_weights_of_two_axes_and_of_the_other_layout(check, qkv):

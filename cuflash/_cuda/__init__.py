@@ -6,6 +6,7 @@ says. It is written against the protocol of `_runtime`, so that the kernels can 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -18,7 +19,12 @@ from cuflash._gpu_plan import plan_backward
 from cuflash._problem.attention import Problem
 from cuflash._runtime import Runtime
 
-_PLANS = {"forward": plan_forward, "weights": plan_weights, "backward": plan_backward}
+_PLANS: dict[str, Callable[..., Any]] = {
+    "forward": plan_forward,
+    "forward with lse": partial(plan_forward, with_lse=True),
+    "weights": plan_weights,
+    "backward": plan_backward,
+}
 
 
 class Backend:

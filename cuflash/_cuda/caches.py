@@ -82,12 +82,6 @@ class Kept:
                 "(a cache of larger capacity, `reserve`, `add`), or go on with a copy of the cache"
             )
 
-    def capturing(self, runtime: Runtime) -> bool:
-        """Whether a graph is being captured, which holds what it uses from now on."""
-        now = runtime.capturing()
-        self.captured |= now
-        return now
-
     def rows(self, runtime: Runtime, rows: np.ndarray | None) -> Array | None:
         """A list of sequences as kernels read it, int32."""
         if rows is None:
@@ -96,7 +90,6 @@ class Kept:
         found = self._rows.get(key)
         if found is None:
             if len(self._rows) >= ROWS_KEPT:
-                self.hold(self._rows)
                 self._rows = {}
             found = self._rows[key] = runtime.asarray(rows.astype(np.int32))
         return found
@@ -118,10 +111,11 @@ class Kept:
             self._held.append(self.numbers)
             self.numbers = more
 
-    def hold(self, used: Any) -> None:
-        """Something that a graph may know of, which then stays."""
-        if self.captured and used is not None:
-            self._held.append(used)
+    def launched(self, runtime: Runtime, rows: Array | None, looks_at: int = FARTHEST) -> None:
+        """After a launch: what a graph that is being captured knows of stays."""
+        if runtime.capturing():
+            self.captured, self.looked_at = True, min(self.looked_at, looks_at)
+            self._held += [] if rows is None else [rows]
 
 
 def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
@@ -150,6 +144,7 @@ def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
             part_keys=plan.part_keys, splits=parts if p.splits else 0, parts=parts,
             listed=int(takes_turns(plan, parts)), limit=limit,
         )  # fmt: skip
+        kept.launched(runtime, rows, limit if limit < _limits(call)[1] else FARTHEST)
     return out, lse
 
 
@@ -169,17 +164,15 @@ def _make_room(runtime: Runtime, call: Call, plan: DecodePlan) -> int:
     that the table can list, or where that takes a larger workspace, as far as this one allows: then no sequence of the
     cache gets pages beyond that.
     """
-    p, kept, captured = call.problem, call.operands.store.kept, call.operands.store.kept.capturing(runtime)
+    p, kept = call.problem, call.operands.store.kept
     now, most = _limits(call)
     kept.make_room(runtime, plan.tiles, count_numbers(p, count_parts(p, plan.part_keys, now)), p.accumulator)
-    if now == most or not captured:
+    if now == most or not runtime.capturing():
         return now
     room = 0 if kept.numbers is None else kept.numbers.size
     if count_numbers(p, count_parts(p, plan.part_keys, most)) <= room:
         return most
-    limit = longest_for(p, plan.part_keys, room)
-    kept.looked_at = min(kept.looked_at, limit)
-    return limit
+    return longest_for(p, plan.part_keys, room)
 
 
 def _limits(call: Call) -> tuple[int, int]:
@@ -208,7 +201,6 @@ def append(runtime: Runtime, new: Append, store: Store) -> None:
     counts = _counts(runtime, new)
     on_device = {} if type(counts) is int else {"lengths": counts}
     runtime.check_current(new.function, k=new.k, v=new.v, cache=store.k, **on_device)
-    kept.capturing(runtime)
     codes = "none" if store.k_scale is None else store.dtype.name
     rows = kept.rows(runtime, new.rows)
     kept.make_room(runtime, b)
@@ -221,6 +213,7 @@ def append(runtime: Runtime, new: Append, store: Store) -> None:
         reserved=_address(runtime, kept.reserved), dropped=runtime.pointer(kept.dropped),
         tickets=runtime.pointer(kept.tickets), b=b, hk=hk, l=l, d=d, dv=dv, blocks=append_blocks(vectors),
     )  # fmt: skip
+    kept.launched(runtime, rows)
 
 
 def _counts(runtime: Runtime, new: Append) -> int | Array:

@@ -33,7 +33,7 @@ Array = Any
 def forward(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
     """Output and lse of a call, in the arrays that it brought or in new ones; an lse that nobody wants is None."""
     problem = call.problem
-    plan = plan_forward(problem, runtime.gpu())
+    plan = plan_forward(problem, runtime.gpu(), with_lse=call.wants_lse)
     operands = on_device(runtime, problem.function, call.operands)
     out, lse = _outputs(runtime, call)
     _fill(runtime, call, plan, operands, None, call.canonical(out), None if lse is None else call.canonical_lse(lse))

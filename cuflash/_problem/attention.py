@@ -87,6 +87,11 @@ class Call(NamedTuple):
     lse: Array | None = None
     workspace: Array | None = None  # bytes
 
+    @property
+    def wants_lse(self) -> bool:
+        """Whether the lse is a result."""
+        return self.return_lse or self.lse is not None
+
     def canonical(self, array: Array) -> Array:
         """A caller's array as a view (*batch, heads, length, dim)."""
         return heads_first(array, self.form)

@@ -40,11 +40,10 @@ struct DecodeWork {
         work.sequence = sequence_of(params, entry);
 
         const bool cached = params.lengths != nullptr;
-        const int length = length_of(params, work.sequence);
-        work.mask = mask_of(params, length);
+        work.mask = mask_of(params, work.sequence);
         const int64_t q_offset = work.mask.q_offset;
         work.first_query = cached ? int(largest<int64_t>(0, -q_offset)) : 0;
-        work.span = {{{0, 0, 0, work.entry}}, 0, 0, params.lq, length, length, q_offset};
+        work.span = {{{0, 0, 0, work.entry}}, 0, 0, params.lq, work.mask.kv_length, work.mask.kv_length, q_offset};
         const int first = work.mask.first(work.query(work.row0)), end = work.mask.end(work.query(work.row1 - 1));
         work.keys = KeyPart::of(work.part, first, end, params.part_keys, params.splits);
         const bool apart = params.tickets == nullptr && params.parts > 1;   // then each part has results, if empty ones
@@ -55,18 +54,17 @@ struct DecodeWork {
 
     // How many parts the tiles of an entry have, at the most.
     template <typename Params> static __device__ __forceinline__ int parts_of(const Params& params, int entry) {
-        const Mask mask = mask_of(params, length_of(params, sequence_of(params, entry)));
+        const Mask mask = mask_of(params, sequence_of(params, entry));
         return KeyPart::of(0, mask.first(0), mask.end(params.lq - 1), params.part_keys, params.splits).count;
     }
     template <typename Params> static __device__ __forceinline__ int sequence_of(const Params& params, int entry) {
         return params.seqs == nullptr ? entry : params.seqs[entry];
     }
-    template <typename Params> static __device__ __forceinline__ int length_of(const Params& params, int sequence) {
-        return params.lengths == nullptr ? params.limit : largest(0, least(params.lengths[sequence], params.limit));
-    }
-    template <typename Params> static __device__ __forceinline__ Mask mask_of(const Params& params, int length) {
-        const int64_t q_offset = params.q_offset == UNSET ? int64_t(length) - params.lq : params.q_offset;
-        return {q_offset, params.left, params.right, length, 0, nullptr, 0, 0};
+    // Of the tokens of a sequence no more than `limit` are looked at, but the queries stand behind them all.
+    template <typename Params> static __device__ __forceinline__ Mask mask_of(const Params& params, int sequence) {
+        const int tokens = params.lengths == nullptr ? params.limit : largest(0, params.lengths[sequence]);
+        const int64_t q_offset = params.q_offset == UNSET ? int64_t(tokens) - params.lq : params.q_offset;
+        return {q_offset, params.left, params.right, least(tokens, params.limit), 0, nullptr, 0, 0};
     }
 
     __device__ __forceinline__ int query(int row) const { return row / group; }

@@ -15,9 +15,10 @@ namespace cf {
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// Whether products may stand for scores that are `unit` times as large: the exponent's factor has all its digits.
+// Whether products may stand for scores that are `unit` times as large: the exponent's factor is a number, and where the
+// difference of two products is none, that of their scores is so large that its power is 0.
 __device__ __forceinline__ bool serves_as_unit(float unit) {
-    return unit * LOG2_E >= 0x1p-126f && unit * LOG2_E < infinity<float>();
+    return unit >= 0x1p-100f && unit * LOG2_E < infinity<float>();
 }
 
 // State of the 2 M rows of a lane. `sum` is over the lane's own columns until `finish`. A row that has seen no key has

@@ -35,7 +35,7 @@ __device__ __forceinline__ int64_t read(const Integers& integers, const BatchEnt
     if (integers.data == nullptr) return integers.value;
     const int64_t i = entry.offset(integers.batch);
     if (integers.bytes == 4) return static_cast<const int32_t*>(integers.data)[i];
-    return static_cast<const int64_t*>(integers.data)[i];
+    return largest(UNSET + 1, static_cast<const int64_t*>(integers.data)[i]);   // a number that was given
 }
 
 // One sequence: which entry it is, where its rows start in packed arrays, and its lengths.
