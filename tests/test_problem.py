@@ -325,7 +325,7 @@ VALUES = {
 }
 
 UNSUPPORTED = {
-    'attention: `precision`="tf32" has no kernel on NumPy; None computes in IEEE float32': attention(precision="tf32"),
+    'attention: `precision`="tf32" has no kernel; None computes in IEEE float32': attention(precision="tf32"),
     "KVCache: math arrays have no backend in this version": lambda: KVCache(
         1, 1, 1, 1, dtype=F32, xp=ModuleType("math")
     ),

@@ -120,7 +120,7 @@ VALUES = {
 }  # fmt: skip
 
 UNSUPPORTED = {
-    'attention_varlen: `precision`="tf32" has no kernel on NumPy; None computes in IEEE float32': varlen(
+    'attention_varlen: `precision`="tf32" has no kernel; None computes in IEEE float32': varlen(
         precision="tf32"
     ),
 }

@@ -32,6 +32,7 @@ def column(*numbers):
         pytest.param([0] * 3, [1, 1, 1], [3, 6, 9], {"window": 0}, [3, 6, 9], [0, 0, 0], id="window 0"),
         pytest.param([0] * 3, [1, 1, 1], [3, 6, 9], {"window": 1}, [4.5, 6, 7.5], [LN2, LN3, LN2], id="window 1"),
         pytest.param([0] * 3, [1, 1, 1], [3, 6, 9], {"window": (1, 0)}, [3, 4.5, 7.5], [0, LN2, LN2], id="window left"),
+        pytest.param([0] * 3, [1] * 3, [3, 6, 9], {"window": (2**70, 0)}, [3, 4.5, 6], [0, LN2, LN3], id="wide window"),
         pytest.param([0] * 3, [1] * 3, [3, 6, 9], {"window": (None, 0)}, [3, 4.5, 6], [0, LN2, LN3], id="window None"),
         pytest.param([0, 0], [1] * 2, [3, 6], {"mask": masks.Window(0, 1)}, [4.5, 6], [LN2, 0], id="a structured mask"),
         pytest.param([0, 0], [1, 1], [2, 4], {"mask": [[True, False], [False, False]]}, [2, 0], [0, NO], id="mask"),

@@ -40,7 +40,7 @@ def _visible(q_idx: Array, kv_idx: Array, causal: bool, window: Any, mask: Any, 
         visible &= kv_idx <= q_idx
     if window is not None:
         sides = window if isinstance(window, tuple | list) else (window, window)
-        left, right = (np.inf if side is None else side for side in sides)
+        left, right = (np.inf if side is None else float(side) for side in sides)
         visible &= (kv_idx >= q_idx - left) & (kv_idx <= q_idx + right)
     if mask is not None:
         visible = visible & (mask.visible(q_idx, kv_idx) if hasattr(mask, "visible") else np.asarray(mask))

@@ -15,8 +15,8 @@ namespace cf {
 
 constexpr float LOG2_E = 1.4426950408889634f;
 
-// Whether products may stand for scores that are `unit` times as large: the exponent's factor is a number, and where the
-// difference of two products is none, that of their scores is so large that its power is 0.
+// Whether products may stand for scores that are `unit` times as large: the exponent's factor is a number, and where
+// the difference of two products is none, that of their scores is so large that its power is 0.
 __device__ __forceinline__ bool serves_as_unit(float unit) {
     return unit >= 0x1p-100f && unit * LOG2_E < infinity<float>();
 }
