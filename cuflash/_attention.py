@@ -72,7 +72,8 @@ def attention(
         Scratch memory that a call would otherwise allocate. NumPy takes none; a GPU takes some where few queries meet
         many keys, and `explain` says how many bytes. One that is too small is a ProblemError.
     return_lse : bool
-        Whether to return the log-sum-exp as well.
+        Whether to return the log-sum-exp as well. On a GPU few float32 queries are then computed by another kernel,
+        which rounds as gradients do, so that `out` may differ in its last digits.
 
     Returns
     -------
