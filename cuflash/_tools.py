@@ -186,7 +186,10 @@ def _version(name: str) -> str:
     """Of a module, whatever the distribution is called: CuPy's name says for which CUDA it is."""
     from importlib import metadata
 
-    distributions = metadata.packages_distributions().get(name)
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        distributions = metadata.packages_distributions().get(name)
     return metadata.version(distributions[0]) if distributions else "not installed"
 
 

@@ -122,7 +122,7 @@ class Helper:
         """Wait for the end of the process, which must be that of a run of tests."""
         code = self.process.wait()
         self.tell()
-        if not self.ended:
+        if not self.ended or code not in (pytest.ExitCode.OK, pytest.ExitCode.TESTS_FAILED):
             raise self.session.Failed(f"a helper ended with {code}:\n{self.output.read_text()}")
 
 

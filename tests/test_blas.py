@@ -1,13 +1,17 @@
-"""BLAS below the CPU's width: when it is said, what is to be tried, and which commands start again with it."""
+"""What show_config says, above all of BLAS below the CPU's width: what is to be tried, and which commands start again
+with it.
+"""
 
 import os
 import sys
+from importlib import metadata
 
 import pytest
 
 import cuflash
 from cuflash import __main__ as command_line
 from cuflash import _blas
+from cuflash._runtime import cupy_runtime
 
 AVX512, AVX2, ARM = {"X86_V2", "X86_V3", "X86_V4"}, {"SSE42", "AVX2", "FMA3"}, {"NEON", "ASIMD"}
 
@@ -70,6 +74,28 @@ def test_show_config_says_what_to_set(narrow_blas, monkeypatch, capsys):
     monkeypatch.setattr(_blas, "libraries", lambda: [openblas("SkylakeX")])
     cuflash.show_config()
     assert "OPENBLAS_CORETYPE" not in capsys.readouterr().out
+
+
+def test_show_config_names_versions_and_the_lack_of_a_gpu(monkeypatch, capsys):
+    """CuPy's under whatever name it was installed."""
+    monkeypatch.setattr(cupy_runtime, "absence", lambda: "finds no GPU")
+    monkeypatch.setattr(metadata, "version", versions({"numpy": "2.9", "cupy-cuda99x": "99.1"}))
+    monkeypatch.setattr(metadata, "packages_distributions", lambda: {"cupy": ["cupy-cuda99x"]})
+    cuflash.show_config()
+    printed = capsys.readouterr().out
+    assert "numpy 2.9, scipy not installed," in printed and "cupy 99.1\n" in printed
+    assert "backends: numpy, not cupy, which finds no GPU\n" in printed
+
+
+def versions(known):
+    """In place of `metadata.version`."""
+
+    def version(name):
+        if name not in known:
+            raise metadata.PackageNotFoundError(name)
+        return known[name]
+
+    return version
 
 
 class Started(Exception):

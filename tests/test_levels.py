@@ -97,6 +97,7 @@ def test_all_that_helpers_found_is_told(tmp_path):
     assert "for a reason" in run.stdout
 
 
-def test_a_helper_that_dies_fails_the_run(tmp_path):
-    run = shared_run(tmp_path, "os._exit(0)")
+@pytest.mark.parametrize("body", ["os._exit(0)", 'pytest.exit("enough")', "raise KeyboardInterrupt"])
+def test_a_helper_that_ends_early_fails_the_run(body, tmp_path):
+    run = shared_run(tmp_path, body)
     assert run.returncode != 0, run.stdout

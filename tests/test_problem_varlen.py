@@ -120,9 +120,7 @@ VALUES = {
 }  # fmt: skip
 
 UNSUPPORTED = {
-    'attention_varlen: `precision`="tf32" has no kernel; None computes in IEEE float32': varlen(
-        precision="tf32"
-    ),
+    'attention_varlen: `precision`="tf32" has no kernel; None computes in IEEE float32': varlen(precision="tf32"),
 }
 
 CASES = [
