@@ -18,10 +18,15 @@ SMEM_RESERVED = 1024  # bytes that a block takes of a multiprocessor besides its
 # Dims that some kernel tells apart from those above: from one of these to the next all are served alike.
 WIDTHS = sorted(
     {dim for pair in _tuning.FWD_MMA for dim in pair}
-    | {columns for table in (_tuning.FWD_SIMT, _tuning.BWD_Q_SIMT, _tuning.BWD_KV_SIMT) for _, columns in table}
-    | {columns for _, columns in _tuning.DECODE_SIMT}
-    | {columns for table in (_tuning.DECODE_MMA, _tuning.DECODE_FMA) for _, columns in table}
-)
+    | {
+        columns
+        for table in (
+            _tuning.FWD_SIMT, _tuning.BWD_Q_SIMT, _tuning.BWD_KV_SIMT, _tuning.BWD_BIAS_SIMT, _tuning.WEIGHTS_SIMT,
+            _tuning.DECODE_SIMT, _tuning.DECODE_MMA, _tuning.DECODE_FMA,
+        )
+        for _, columns in table
+    }
+)  # fmt: skip
 WARP = 32
 THREADS = 128  # of a block, in every kernel without tiles for its warps
 COPY_CHUNK_BYTES = 16384  # of a page of an array, that a block of copy_pages takes

@@ -13,14 +13,13 @@ from math import prod
 from typing import NamedTuple
 
 from cuflash import _configs, _tuning
-from cuflash._configs import KernelSpec, Variant
+from cuflash._configs import THREADS, WARP, KernelSpec, Variant
 from cuflash._device import Gpu
 from cuflash._kernels import spec
 from cuflash._problem.attention import Problem
 from cuflash.errors import UnsupportedError
 
-THREADS = _configs.THREADS
-WARPS = THREADS // _configs.WARP
+WARPS = THREADS // WARP
 PREPARE_ROWS = 32  # that a block of bwd_prepare takes
 SINKS_NUMBERS = 8  # that a block of bwd_sinks keeps in shared memory
 ROTARY_HEADS = 8  # that share an angle

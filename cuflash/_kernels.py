@@ -190,11 +190,7 @@ KERNELS: dict[str, Kernel] = {
     ),
     "bwd_sinks": Kernel("bwd_sinks.cu", "BwdSinks", "ElementConfig", _params.BWD_SINKS, _dtype_alone),
     "weights_simt": Kernel(
-        "weights_simt.cu",
-        "WeightsSimt",
-        "SimtConfig",
-        _params.WEIGHTS,
-        _by_dim(_configs.weights_simt),
+        "weights_simt.cu", "WeightsSimt", "SimtConfig", _params.WEIGHTS, _by_dim(_configs.weights_simt)
     ),
     "sum_axes": Kernel("sum_axes.cu", "SumAxes", "ElementConfig", _params.SUM_AXES, _dtype_of_sums),
     "kv_append": Kernel("kv_append.cu", "KvAppend", "AppendConfig", _params.APPEND, _dtype_and_codes),

@@ -1,7 +1,7 @@
 """Every kernel for every architecture: what ptxas makes of it fits the hardware, and the plain path is mostly products.
 
-Each level compiles every kernel for each architecture: TEST_LEVEL=1 the largest variant of each dtype and few more,
-TEST_LEVEL=2 every variant for one architecture at least, TEST_LEVEL=3 all for all.
+Each level compiles every kernel for each architecture that runs it: TEST_LEVEL=1 the largest variant of each dtype and
+few more, TEST_LEVEL=2 every one of `matrix_variants` for one architecture at least, TEST_LEVEL=3 each of these for all.
 """
 
 import functools

@@ -166,27 +166,6 @@ def test_a_key_that_outweighs_all_others_gives_its_value_exactly(dtype, backend)
     assert (backend.to_numpy(lse) == 1e4).all()
 
 
-@pytest.mark.parametrize("scale", [1e4, -1e4])
-def test_large_scores_do_not_overflow(scale, dtype, backend, qkv):
-    q, k, v = qkv(1, 2, 1, 33, 70, 8, dtype=dtype)
-    with backend.tiles("small"):
-        out, lse = cuflash.attention(*map(backend.asarray, (q, k, v)), scale=scale, causal=True, return_lse=True)
-    out, lse = backend.to_numpy(out), backend.to_numpy(lse)
-    exact, exact_lse = reference.attention(q, k, v, scale=scale, causal=True, return_lse=True, dtype=np.longdouble)
-    np.testing.assert_allclose(lse, exact_lse, rtol=1e-5)
-    error = np.abs(out.astype(np.float64) - exact).max()  # scores of 1e4 are rounded by 1e-3 in float32
-    assert error < (1e-9 if dtype == np.float64 else 2e-2)
-
-
-def test_scores_far_below_zero_count_as_any_other(check, qkv):
-    q, k, v = qkv(1, 1, 1, 9, 21, 4, dtype="float64")
-    bias = np.full((9, 21), -1e5)
-    out, lse = check.attention(q, k, v, bias=bias, causal=True)
-    plain, plain_lse = check.attention(q, k, v, causal=True)
-    np.testing.assert_allclose(out, plain, atol=1e-9)
-    np.testing.assert_allclose(lse + 1e5, plain_lse, atol=1e-9)
-
-
 @pytest.mark.long
 @pytest.mark.parametrize("lengths", [[5, 37, 0], [36, 1, 20]])
 def test_nothing_behind_kv_lengths_is_read(lengths, dtype, backend, qkv, normal, same_bytes):

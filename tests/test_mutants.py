@@ -5,6 +5,7 @@ This is the test of the tests: a machine that misses races, or a problem too sma
 
 import multiprocessing
 import os
+from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 
 import mutant_probes
@@ -56,3 +57,10 @@ def test_a_planted_bug_is_caught(mutant, outcomes):
     kinds, text = outcomes[mutant.name].result(300)
     assert kinds, f"{mutant.file}: {mutant.new!r} in place of {mutant.old!r} is missed"
     assert mutant.caught in kinds, text
+
+
+def test_mutants_of_all_sorts():
+    """For each sort of failure that the machine or the reference can find."""
+    sorts = Counter(mutant.caught for mutant in MUTANTS)
+    assert sorts["wrong"] >= 90 and sorts["race"] >= 44 and sorts["out-of-bounds"] >= 19 and sorts["write-once"] >= 5
+    assert all(sorts[sort] >= 3 for sort in ("in-flight", "misaligned", "uninitialised")) and sorts["stale"] >= 1
