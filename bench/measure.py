@@ -22,6 +22,7 @@ JOBS = {  # name: script, arguments, environment
     "backward": ("backward.py", (), {}),
     "decode": ("decode.py", (), {}),
     "overhead": ("overhead.py", (), {}),
+    "host": ("host.py", (), {}),
     "memory": ("memory.py", (), {}),
 }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from cuflash._dispatch import backend
+from cuflash._dispatch import backend, prepared
 from cuflash._problem import attention as problem
 from cuflash._problem import transforms
 
@@ -20,6 +20,7 @@ class Gradients(NamedTuple):
     dsinks: Any = None
 
 
+@prepared
 def attention(
     q: Any, k: Any, v: Any, /, *, causal: bool = False, window: Any = None, mask: Any = None, bias: Any = None,
     scale: float | None = None, softcap: float | None = None, sinks: Any = None, q_offset: Any = None,
@@ -118,6 +119,7 @@ def attention(
     return (output, lse) if call.return_lse else output
 
 
+@prepared
 def attention_backward(
     dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, /, *, dlse: Any = None, deterministic: bool = True,
     causal: bool = False, window: Any = None, mask: Any = None, bias: Any = None, scale: float | None = None,
@@ -221,6 +223,7 @@ def attention_vjp(q: Any, k: Any, v: Any, /, **options: Any) -> tuple[Any, Calla
     return ((out, lse) if return_lse else out), vjp
 
 
+@prepared
 def attention_weights(
     q: Any, k: Any, /, *, causal: bool = False, window: Any = None, mask: Any = None, bias: Any = None,
     scale: float | None = None, softcap: float | None = None, sinks: Any = None, q_offset: Any = None,
@@ -264,6 +267,7 @@ def attention_weights(
     return backend("attention_weights", call.home).weights(call, shape, out)
 
 
+@prepared
 def merge(outs: Any, lses: Any, /, *, axis: int = 0) -> tuple[Any, Any]:
     """Attention over all keys from attention over disjoint parts of them.
 
@@ -302,6 +306,7 @@ def merge(outs: Any, lses: Any, /, *, axis: int = 0) -> tuple[Any, Any]:
     return merged
 
 
+@prepared
 def rotary(
     x: Any, positions: Any, /, *, layout: str = "bhld", dim: int | None = None, base: float = 10000.0,
     freqs: Any = None, interleaved: bool = False, out: Any = None,

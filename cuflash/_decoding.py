@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cuflash._dispatch import backend
+from cuflash._dispatch import backend, prepared
 from cuflash._problem import decoding
 from cuflash.kv_cache import KVCache
 from cuflash.paged_kv_cache import PagedKVCache
 
 
+@prepared
 def decode(
     q: Any, cache: KVCache | PagedKVCache, /, *, seqs: Any = None, causal: bool = True, window: Any = None,
     bias: Any = None, sinks: Any = None, softcap: float | None = None, scale: float | None = None,

@@ -47,6 +47,9 @@ class BoundedLengths(Lengths):
     def _backend(self) -> Any:
         return backend("cache", self._home)
 
+    def arrays(self) -> tuple[Array, ...]:
+        return (self.array, *self.kept.arrays())
+
     def replace(self, array: Array) -> None:
         """Write an array into the one that is there, whose address graphs and kernels know."""
         arrays.check_library("cache", "lengths", array, self._home, "k")
@@ -157,8 +160,13 @@ class MirroredPages(Pages):
 
     @property
     def reach(self) -> int:
-        """Tokens that the pages of any sequence have room for, at the most."""
-        return int(self.held.max()) * self.page_size
+        """Tokens that the pages of any sequence have room for, at the most, rounded up to four binary digits.
+
+        What is planned for so many tokens need not be planned anew for each page.
+        """
+        tokens = int(self.held.max()) * self.page_size
+        shift = max(0, tokens.bit_length() - 4)
+        return -(-tokens >> shift) << shift
 
     def _make_mirror(self, rows: int, entries: int) -> None:
         """New arrays on the device, filled with what the host knows."""
@@ -221,6 +229,10 @@ class MirroredPages(Pages):
             first = entries.stop
         self._own[seq] = min(first, stop), stop
         self._backend.scatter(self._entries(seq, entries) + self._room([seq]))
+
+    def owned(self, rows: Any, starts: np.ndarray, stops: np.ndarray) -> bool:
+        first, stop = self._own[rows].T * self.page_size
+        return bool(((first <= starts) & (stops <= stop)).all())
 
     def missing(self, spans: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, bool]]:
         """Whatever is shared must be copied: it may hold tokens that the host does not know of."""

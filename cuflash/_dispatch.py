@@ -4,14 +4,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
+from functools import wraps
 from importlib import import_module
-from typing import Any
+from typing import Any, TypeVar
 
 from cuflash._problem import arrays
 from cuflash.errors import UnsupportedError
 
+Function = TypeVar("Function", bound=Callable[..., Any])
+
 _backends: dict[str, Any] = {}
+_thread = threading.local()  # `backend`: the one that stands for all in a thread, while there is one
 
 
 def _numpy() -> Any:
@@ -30,7 +35,7 @@ _MAKERS: dict[str, Callable[[], Any]] = {"numpy": _numpy, "cupy": _cupy}
 
 def backend(function: str, home: str) -> Any:
     """The backend for arrays of the library `home`."""
-    found = _backends.get(home)
+    found = getattr(_thread, "backend", None) or _backends.get(home)
     if found is None:
         if home not in _MAKERS:
             raise UnsupportedError(
@@ -44,3 +49,31 @@ def register(home: str, kind: type, made: Any) -> None:
     """Have arrays of type `kind`, which lie on a device, computed by the backend `made`."""
     arrays.register(kind, home)
     _backends[home] = made
+
+
+def prepared(function: Function) -> Function:
+    """Have the calls of a public function found again where the backend of its first argument can."""
+
+    @wraps(function)
+    def call(*args: Any, **options: Any) -> Any:
+        found = find_prepared(function, args, options)
+        return function(*args, **options) if found is None else found.run()
+
+    return call  # type: ignore[return-value]
+
+
+def find_prepared(function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> Any:
+    """A call that the backend of its first argument knows, or None; `run` of it returns what the function does."""
+    home = arrays.known_library(type(args[0])) if args else None
+    if home is None or home == "numpy":
+        return None
+    return backend(function.__name__, home).calls.find(function, args, options, _perform)
+
+
+def _perform(made: Any, function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> Any:
+    """Call a function with one backend in place of all."""
+    _thread.backend = made
+    try:
+        return function(*args, **options)
+    finally:
+        _thread.backend = None

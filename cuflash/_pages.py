@@ -24,6 +24,7 @@ class Pages:
         self.table = np.full((_FIRST_ROWS, _FIRST_COLUMNS), -1, np.int32)
         self.held = np.zeros(_FIRST_ROWS, np.int32)  # entries of each row, from the first, that have or had a page
         self.live: dict[int, None] = {}  # sequences in order of add
+        self.changes = 0  # of them
         self._holders = [0] * pages  # rows that list each page
         self._free = list(range(pages))[::-1]  # the last is taken first: runs of new pages ascend
         self._vacant = deque(range(_FIRST_ROWS))  # rows of no sequence; the longest vacant is taken first
@@ -57,6 +58,7 @@ class Pages:
             self.held = np.concatenate([self.held, np.zeros_like(self.held)])
         seq = self._vacant.popleft()
         self.live[seq] = None
+        self.changes += 1
         return seq
 
     def fork(self, parent: int, tokens: int) -> int:
@@ -74,6 +76,7 @@ class Pages:
         """Forget a sequence; its pages are free where nobody else holds them."""
         self.truncate(seq, 0)
         del self.live[seq]
+        self.changes += 1
         self._vacant.append(seq)
 
     def truncate(self, seq: int, tokens: int) -> None:
@@ -96,6 +99,10 @@ class Pages:
                 if not self._holders[page]:
                     self._free.append(page)
         self.table[seq, entries.start : entries.stop] = -1
+
+    def owned(self, rows: Any, starts: np.ndarray, stops: np.ndarray) -> bool:
+        """Whether nothing is `missing`, where that is known without a look."""
+        return False
 
     def missing(self, spans: Iterable[tuple[int, int, int]]) -> list[tuple[int, int, bool]]:
         """What must be taken before the tokens of some spans (seq, start, stop) may be written, each seq once.

@@ -48,6 +48,8 @@ class Struct:
     ----------
     dtype : numpy.dtype
         Laid out as C++ does it.
+    address_words : tuple of int
+        Which of its 8-byte words are addresses.
     values : callable
         Every field by keyword (`in_` for one called `in`), a tuple of numbers where it is an array or a struct. Returns
         all numbers as one tuple, which can be a field of a larger struct.
@@ -66,6 +68,7 @@ class Struct:
         names = {key: key + "_" * iskeyword(key) for key in fields}
         numbers = ", ".join(names[key] if isinstance(kind, str) else f"*{names[key]}" for key, kind in fields.items())
         keywords, used = ", ".join(names.values()), {"pack": packer.pack, "ndarray": np.ndarray, "raw": raw}
+        self.address_words = tuple(_addresses(self.dtype))
         self.values: Callable[..., tuple[float, ...]] = eval(f"lambda *, {keywords}: ({numbers},)", {})
         self.pack: Callable[..., Any] = eval(f"lambda *, {keywords}: ndarray((), raw, pack({numbers}))", used)
 
@@ -96,6 +99,19 @@ def _formats(dtype: np.dtype) -> Iterator[str]:
         yield from _formats(field)
         end = offset + field.itemsize
     yield "x" * (dtype.itemsize - end)
+
+
+def _addresses(dtype: np.dtype, start: int = 0) -> Iterator[int]:
+    """Words of a dtype that are addresses, counted from byte `start`."""
+    if dtype.subdtype is not None:
+        element, shape = dtype.subdtype
+        for i in range(int(np.prod(shape))):
+            yield from _addresses(element, start + i * element.itemsize)
+    elif dtype.fields is not None:
+        for field, offset in (dtype.fields[key][:2] for key in dtype.names or ()):
+            yield from _addresses(field, start + offset)
+    elif dtype.str[1:] == POINTER:
+        yield start // dtype.itemsize
 
 
 # rawkernels/attention/params.cuh

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import partial
+from operator import is_not
 from typing import Any
 
 import numpy as np
 
-from cuflash._dispatch import backend
+from cuflash._dispatch import backend, find_prepared
 from cuflash._lengths import Lengths
 from cuflash._pages import Pages
 from cuflash._problem import caches
@@ -33,6 +35,8 @@ class Storage:
         self.k, self.v = (zeros((*places, dim), stored) for dim in (shape.head_dim, shape.value_dim))
         quantised = self._dtype.name in caches.QUANTISED
         self.k_scale, self.v_scale = (zeros(places, np.float32) if quantised else None for _ in "kv")
+        self._calls: dict[Any, Any] = {}  # what `_prepared` returns
+        self._seen: tuple[Any, ...] = ()  # the arrays that these know
 
     @property
     def lengths(self) -> Any:
@@ -73,6 +77,40 @@ class Storage:
         return caches.Store(
             self.k, self.v, self.k_scale, self.v_scale, self.page_table, known.array, self._dtype, known.kept
         )
+
+    def _prepared(self) -> tuple[dict[Any, Any], tuple[int, ...]] | None:
+        """Calls that are prepared for the arrays as they are, and numbers that they depend on, too; on a device."""
+        if self._lengths.exact:
+            return None
+        pages = self._lengths.kept.pages
+        return self._known_calls(), () if pages is None else (pages.changes, pages.reach)
+
+    def _known_calls(self) -> dict[Any, Any]:
+        """None, if an array has taken the place of another."""
+        now = (self.k, self.v, self.k_scale, self.v_scale, self.page_table, *self._lengths.arrays())
+        if len(now) != len(self._seen) or any(map(is_not, now, self._seen)):
+            self._seen, self._calls = now, {}
+        return self._calls
+
+    def _append(self, function: str, k: Any, v: Any, seqs: Any, lengths: Any, layout: Any) -> None:
+        """Put new tokens behind those that sequences have; on a device a call that is known is not checked again."""
+        read = partial(caches.append_call, function, self, k, v, seqs, lengths, layout)
+        found = find_prepared(_put, (k, v, self, seqs, lengths, layout, function), {})
+        new = read() if found is None else found.value()
+        known = self._calls
+        self._make_room(function, new)
+        if found is not None and self._known_calls() is known:
+            found.run()
+        else:  # not known, or to find room the cache has taken other arrays
+            backend(function, self._home).append(read() if found else new, self._store())
+        self._lengths.appended(new)
+
+    def _make_room(self, function: str, new: caches.Append) -> None:
+        """Have room for new tokens, or raise CacheFullError."""
+        raise NotImplementedError
+
+    def __getstate__(self) -> dict[str, Any]:
+        return vars(self) | {"_calls": {}, "_seen": ()}
 
     def __copy__(self) -> Any:
         """A cache of its own: two caches that shared arrays would disagree about lengths after an append."""
@@ -134,6 +172,13 @@ class Storage:
     def _find_fault(self) -> str | None:
         """What is wrong with the page table, if there is one."""
         return None
+
+
+def _put(k: Any, v: Any, cache: Storage, seqs: Any, lengths: Any, layout: Any, function: str) -> caches.Append:
+    """What an append checks and launches where there is room."""
+    new = caches.append_call(function, cache, k, v, seqs, lengths, layout)
+    backend(function, cache._home).append(new, cache._store())
+    return new
 
 
 def keep_lengths(home: str, shape: caches.CacheShape, dtype: Any) -> Lengths:

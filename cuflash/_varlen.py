@@ -5,10 +5,11 @@ from __future__ import annotations
 from typing import Any
 
 from cuflash._attention import Gradients
-from cuflash._dispatch import backend
+from cuflash._dispatch import backend, prepared
 from cuflash._problem import packed
 
 
+@prepared
 def attention_varlen(
     q: Any, k: Any, v: Any, q_starts: Any, kv_starts: Any, /, *, causal: bool = False, window: Any = None,
     mask: Any = None, bias: Any = None, scale: float | None = None, softcap: float | None = None, sinks: Any = None,
@@ -97,6 +98,7 @@ def attention_varlen(
     return (output, lse) if pack.call.return_lse else output
 
 
+@prepared
 def attention_varlen_backward(
     dout: Any, q: Any, k: Any, v: Any, out: Any, lse: Any, q_starts: Any, kv_starts: Any, /, *, dlse: Any = None,
     deterministic: bool = True, causal: bool = False, window: Any = None, mask: Any = None, bias: Any = None,

@@ -132,17 +132,17 @@ class KVCache(Storage):
         >>> cache.lengths
         array([3, 1], dtype=int32)
         """
-        function = "KVCache.append"
-        new = caches.append_call(function, self, k, v, seqs, lengths, layout)
+        self._append("KVCache.append", k, v, seqs, lengths, layout)
+
+    def _make_room(self, function: str, new: caches.Append) -> None:
         _, most = self._lengths.bounds(new.rows)
-        caches.check_lengths(function, most, self.capacity)
+        if self._lengths.exact:
+            caches.check_lengths(function, most, self.capacity)
         needed = int((most + new.most).max(initial=0))
         if self.grow and needed > self.capacity:
             self._lengths.check_replaceable(function)
             self._enlarge(max(needed, 2 * self.capacity))
         caches.check_room(function, needed, self.capacity, self._lengths.exact)
-        backend(function, self._home).append(new, self._store())
-        self._lengths.appended(new)
 
     def _enlarge(self, capacity: int) -> None:
         """All new arrays are there before the first takes its place."""
@@ -152,7 +152,7 @@ class KVCache(Storage):
         new = {name: zeros((len(array), capacity, *array.shape[2:]), array.dtype) for name, array in old.items()}
         for name, array in old.items():
             new[name][:, : array.shape[1]] = array
-        vars(self).update(new)
+        vars(self).update(new, _calls={}, _seen=())
 
     def truncate(self, seq: Any, length: Any) -> None:
         """Forget the tokens of some sequences from position `length` on.

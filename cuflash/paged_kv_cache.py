@@ -248,21 +248,24 @@ class PagedKVCache(Storage):
         >>> cache.lengths[seqs], cache.free_pages
         (array([3, 1], dtype=int32), 1)
         """
-        function = "PagedKVCache.append"
-        new = caches.append_call(function, self, k, v, seqs, lengths, layout)
+        self._append("PagedKVCache.append", k, v, seqs, lengths, layout)
+
+    def _make_room(self, function: str, new: caches.Append) -> None:
         least, most = self._bounds(function, new.rows)
-        self._take(function, new.rows.tolist(), least.tolist(), (most + new.most).tolist())
-        backend(function, self._home).append(new, self._store())
-        self._lengths.appended(new)
+        self._take(function, new.rows, least, most + new.most)
 
     def _bounds(self, function: str, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         """At least and at most so many tokens have these sequences, and they have pages for those."""
         bounds = self._lengths.bounds(rows)
-        caches.check_lengths(function, bounds[1], self._pages.held[rows] * self.page_size)
+        if self._lengths.exact:
+            caches.check_lengths(function, bounds[1], self._pages.held[rows] * self.page_size)
         return bounds
 
-    def _take(self, function: str, seqs: list[int], starts: list[int], stops: list[int]) -> None:
-        """Give sequences pages of their own for tokens from `starts` to `stops`; all of them, or nothing changes."""
+    def _take(self, function: str, rows: Any, least: np.ndarray, most: np.ndarray) -> None:
+        """Give sequences pages of their own for tokens from `least` to `most`; all of them, or nothing changes."""
+        if self._pages.owned(rows, least, most):
+            return
+        seqs, starts, stops = (np.asarray(each).tolist() for each in (rows, least, most))
         missing = self._pages.missing(zip(seqs, starts, stops))
         if missing:
             self._lengths.check_operation(function)
@@ -304,8 +307,8 @@ class PagedKVCache(Storage):
         function = "PagedKVCache.reserve"
         self._lengths.check_operation(function)
         seq, tokens = caches.read_seq(function, self, seq), caches.read_tokens(function, "tokens", tokens)
-        (least,), (most,) = (bound.tolist() for bound in self._bounds(function, [seq]))
-        self._take(function, [seq], [least], [most + tokens])
+        least, most = self._bounds(function, [seq])
+        self._take(function, [seq], least, most + tokens)
 
     def truncate(self, seq: Any, length: Any) -> None:
         """Forget the tokens of some sequences from position `length` on, and free the pages behind.

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 import pytest
+from addresses import array_at
 from emulator import device_array
 from emulator.device_array import DeviceArray
 
@@ -40,12 +41,7 @@ class Launch(NamedTuple):
 
 def look(address, shape, steps, dtype):
     """A view of memory by address, and strides in elements."""
-    dtype = np.dtype(dtype)
-    bits = np.dtype(f"u{dtype.itemsize}")
-    interface = {"data": (int(address), False), "shape": tuple(map(int, shape)), "typestr": bits.str, "version": 3}
-    interface["strides"] = tuple(int(step) * dtype.itemsize for step in steps)
-    holder = type("Memory", (), {"__array_interface__": interface})()
-    return np.asarray(holder).view(dtype)
+    return array_at(address, shape, dtype, [int(step) * np.dtype(dtype).itemsize for step in steps])
 
 
 class StandIn:
@@ -61,6 +57,9 @@ class StandIn:
     def make(self, values):
         return DeviceArray(values)
 
+    def at(self, address, shape, dtype, strides):
+        return DeviceArray(array_at(address, shape, dtype, strides))
+
 
 class Cupy:
     """Arrays of the CuPy that is installed; what has to compute fails without a GPU."""
@@ -72,9 +71,12 @@ class Cupy:
         self.kind = self._cupy.ndarray
 
     def make(self, values):
+        return self.at(values.ctypes.data, values.shape, values.dtype, values.strides, values)
+
+    def at(self, address, shape, dtype, strides, owner=None):
         memory = self._cupy.cuda.memory
-        pointer = memory.MemoryPointer(memory.UnownedMemory(values.ctypes.data, 1 << 40, values, device_id=0), 0)
-        return self._cupy.ndarray(values.shape, values.dtype, pointer, values.strides)
+        pointer = memory.MemoryPointer(memory.UnownedMemory(address, 1 << 40, owner, device_id=0), 0)
+        return self._cupy.ndarray(shape, dtype, pointer, strides)
 
 
 KINDS = {"stand-in": StandIn, "cupy": Cupy}
@@ -99,6 +101,10 @@ class Recorder:
         self.launches, self.made, self.moved, self.checked = [], [], [], {}
         self.current = 0
         self._kept = []
+
+    @property
+    def lasting(self):
+        return self
 
     def gpu(self):
         return self._gpu
@@ -129,6 +135,12 @@ class Recorder:
         assert type(host) is np.ndarray
         self.moved.append(host)
         return self._keep(host.copy())
+
+    def array_at(self, address, shape, dtype, strides):
+        return _current[-1].at(address, shape, dtype, strides)
+
+    def assign(self, target, source):
+        target[...] = source
 
     def pointer(self, array):
         return array.data.ptr

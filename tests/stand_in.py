@@ -9,9 +9,11 @@ import itertools
 import weakref
 
 import numpy as np
+from addresses import array_at
 
 from cuflash import _kernels, _params
 from cuflash._cuda.caches import Kept, append, copy_pages, decode, scatter
+from cuflash._cuda.prepared import Calls
 from cuflash._device import Gpu
 from cuflash._gpu_decode_plan import WAVES_MOST
 from cuflash.errors import ProblemError
@@ -84,6 +86,8 @@ class DeviceArray:
 
 
 class DevicePointer:
+    device_id = 0
+
     def __init__(self, ptr):
         self.ptr = ptr
 
@@ -97,6 +101,10 @@ class Runtime:
         self.log = []
         self.graph = None  # of a capture in progress
         self.allocated = 0  # arrays
+
+    @property
+    def lasting(self):
+        return self
 
     def gpu(self):
         return Gpu("sm_90a", 4, 1 << 17)
@@ -129,6 +137,12 @@ class Runtime:
             raise ProblemError("attention: an array would be allocated while a graph is captured")
         self.allocated += 1
         return self.array.allocate(np.zeros(shape, dtype))
+
+    def array_at(self, address, shape, dtype, strides):
+        return self.array(array_at(address, shape, dtype, strides))
+
+    def assign(self, target, source):
+        target[...] = source
 
     def pointer(self, array):
         return array.data.ptr
@@ -164,6 +178,7 @@ class Backend:
     def __init__(self, runtime):
         self.runtime = runtime
         self.zeros = self.runtime.zeros
+        self.calls = Calls(runtime, Backend)
 
     def decode(self, call):
         return decode(self.runtime, call)

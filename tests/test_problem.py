@@ -1,7 +1,7 @@
 """Every wrong call is an error that says what is wrong and the way out, and writes nothing."""
 
 import re
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +20,8 @@ class ndarray:
     """Stands in for cupy.ndarray: an array type of that name and module, no NumPy array."""
 
     __module__ = "cupy"
-    shape, dtype, ndim = (2, 8, 5, 64), np.dtype(F64), 4
+    shape, dtype, ndim, strides = (2, 8, 5, 64), np.dtype(F64), 4, (20480, 2560, 512, 8)
+    data = SimpleNamespace(ptr=0, device_id=0)
 
 
 CUPY = ndarray()

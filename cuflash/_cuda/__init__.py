@@ -13,6 +13,7 @@ from typing import Any
 from cuflash._cuda.backward import backward, backward_varlen
 from cuflash._cuda.caches import Kept, append, copy_pages, decode, explain_decode, scatter
 from cuflash._cuda.forward import forward, forward_varlen, weights
+from cuflash._cuda.prepared import Calls
 from cuflash._cuda.transforms import merge, rotary
 from cuflash._gpu_forward_plan import plan_forward, plan_weights
 from cuflash._gpu_plan import plan_backward
@@ -32,6 +33,7 @@ class Backend:
 
     def __init__(self, runtime: Runtime) -> None:
         self.runtime = runtime
+        self.calls = Calls(runtime, Backend)
         self.forward = partial(forward, runtime)
         self.forward_varlen = partial(forward_varlen, runtime)
         self.backward = partial(backward, runtime)

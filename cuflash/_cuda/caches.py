@@ -94,6 +94,10 @@ class Kept:
             found = self._rows[key] = runtime.asarray(rows.astype(np.int32))
         return found
 
+    def arrays(self) -> tuple[Array | None, ...]:
+        """All that launches point to, but for lists of sequences."""
+        return self.dropped, self.shared, self.reserved, self.tickets, self.numbers
+
     def make_room(self, runtime: Runtime, tickets: int, numbers: int = 0, dtype: Any = np.float32) -> None:
         """Have so many counters, all 0, and numbers.
 
@@ -131,7 +135,7 @@ def decode(runtime: Runtime, call: Call) -> tuple[Array, Array | None]:
     if plan.tiles and (out.size or lse is not None):
         limit = _make_room(runtime, call, plan)
         parts = count_parts(p, plan.part_keys, limit)
-        rows, slopes = kept.rows(runtime, o.seqs), None if o.slopes is None else constant(runtime, o.slopes)
+        rows, slopes = kept.rows(runtime.lasting, o.seqs), None if o.slopes is None else constant(runtime, o.slopes)
         out_at, out_strides = of_array(runtime, call.canonical(out) if out.size else None, ENTRIES)
         lse_at, lse_strides = of_array(runtime, None if lse is None else call.canonical_lse(lse), ENTRIES, 2)
         launch(
@@ -166,7 +170,7 @@ def _make_room(runtime: Runtime, call: Call, plan: DecodePlan) -> int:
     """
     p, kept = call.problem, call.operands.store.kept
     now, most = _limits(call)
-    kept.make_room(runtime, plan.tiles, count_numbers(p, count_parts(p, plan.part_keys, now)), p.accumulator)
+    kept.make_room(runtime.lasting, plan.tiles, count_numbers(p, count_parts(p, plan.part_keys, now)), p.accumulator)
     if now == most or not runtime.capturing():
         return now
     room = 0 if kept.numbers is None else kept.numbers.size
@@ -202,8 +206,8 @@ def append(runtime: Runtime, new: Append, store: Store) -> None:
     on_device = {} if type(counts) is int else {"lengths": counts}
     runtime.check_current(new.function, k=new.k, v=new.v, cache=store.k, **on_device)
     codes = "none" if store.k_scale is None else store.dtype.name
-    rows = kept.rows(runtime, new.rows)
-    kept.make_room(runtime, b)
+    rows = kept.rows(runtime.lasting, new.rows)
+    kept.make_room(runtime.lasting, b)
     vectors = 2 * hk * l
     launch(
         runtime, append_step(new.dtype, codes, b, vectors), APPEND, k=runtime.pointer(new.k), v=runtime.pointer(new.v),

@@ -165,6 +165,7 @@ def constant(runtime: Any, host: np.ndarray) -> Array:
     It is kept for the current stream: on another one its copy may not be done yet. One that is used while a graph is
     captured stays until the process ends: nobody tells when the last replay is over.
     """
+    runtime = runtime.lasting
     if host.nbytes > CONSTANT_BYTES:
         return runtime.asarray(np.ascontiguousarray(host))
     key = (runtime, runtime.place(), host.tobytes(), host.shape)
@@ -199,7 +200,7 @@ def on_device(runtime: Runtime, function: str, operands: Operands) -> Operands:
 def converted(runtime: Runtime, array: Array, dtype: Any) -> Array:
     """A copy in C order of an array on the device, in another dtype. ProblemError while a graph is captured."""
     copy = runtime.empty(array.shape, dtype)
-    copy[...] = array
+    runtime.assign(copy, array)
     return copy
 
 

@@ -43,7 +43,7 @@ def _stack(runtime: Runtime, parts: list[Array] | Array) -> Array:
     """One array of more parts than a launch takes."""
     stack = runtime.empty((len(parts), *parts[0].shape), parts[0].dtype)
     for i in range(len(parts)):
-        stack[i] = parts[i]
+        runtime.assign(stack[i], parts[i])
     return stack
 
 

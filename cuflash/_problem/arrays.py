@@ -22,6 +22,11 @@ def register(kind: type, home: str) -> None:
     _LIBRARIES[kind] = home
 
 
+def known_library(kind: type) -> str | None:
+    """Name of the library of a type of array that has been met before."""
+    return _LIBRARIES.get(kind)
+
+
 def library(function: str, name: str, array: Array) -> str:
     """Name of the library an array belongs to; a TypeError for anything that is no array."""
     kind = type(array)

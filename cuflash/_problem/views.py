@@ -15,7 +15,7 @@ Array = Any
 def overlap(one: Array, other: Array) -> bool:
     """Whether two arrays share an element, or may do so where that is hard to tell."""
     if not isinstance(one, np.ndarray) or not isinstance(other, np.ndarray):
-        (start, stop), (other_start, other_stop) = _ends(one), _ends(other)
+        (start, stop), (other_start, other_stop) = ends(one), ends(other)
         if stop <= other_start or other_stop <= start:  # in most calls: NumPy's answer takes ten times as long
             return False
         one, other = _addresses(one), _addresses(other)
@@ -27,15 +27,15 @@ def overlap(one: Array, other: Array) -> bool:
         return True
 
 
-def _ends(array: Array) -> tuple[int, int]:
+def ends(array: Array) -> tuple[int, int]:
     """The first byte of an array on a device, and the one behind its last."""
-    before, after = _span(array.shape, array.strides, array.dtype.itemsize)
+    before, after = span(array.shape, array.strides, array.dtype.itemsize)
     at = array.data.ptr
     return at - before, at + after
 
 
 @lru_cache(maxsize=1024)
-def _span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
+def span(shape: tuple[int, ...], strides: tuple[int, ...], itemsize: int) -> tuple[int, int]:
     """Bytes before the first element, and from there to the end; none where there is no element."""
     if 0 in shape:
         return 0, 0

@@ -23,6 +23,10 @@ class Runtime(Protocol):
     Only `to_host` waits for the device. Everything else is put on the current stream of the current device.
     """
 
+    @property
+    def lasting(self) -> Runtime:
+        """The runtime for what outlives a call: this one, unless a call is only written down."""
+
     def gpu(self) -> Gpu:
         """The current device."""
 
@@ -43,6 +47,12 @@ class Runtime(Protocol):
 
     def asarray(self, host: np.ndarray) -> Array:
         """A small array of the backend's own, not in pinned memory, on the device. ProblemError as in `empty`."""
+
+    def array_at(self, address: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]) -> Array:
+        """An array of the current device by its address, whatever lies there; nothing is touched."""
+
+    def assign(self, target: Array, source: Array) -> None:
+        """``target[...] = source``, whatever their dtypes."""
 
     def pointer(self, array: Array) -> int:
         """Address of the first element of a view."""

@@ -28,6 +28,11 @@ class CupyRuntime:
         self._functions: dict[tuple[int, KernelSpec], Any] = {}
         self._loading: dict[tuple[int, KernelSpec], threading.Lock] = {}
 
+    @property
+    def lasting(self) -> CupyRuntime:
+        """Itself."""
+        return self
+
     def gpu(self) -> Gpu:
         """The current device."""
         cuda = self._cupy.cuda
@@ -72,6 +77,17 @@ class CupyRuntime:
         """A small host array on the device; CuPy copies it into pinned memory first, and from there on the stream."""
         self._refuse_capture()
         return self._cupy.array(host)
+
+    def array_at(self, address: int, shape: tuple[int, ...], dtype: Any, strides: tuple[int, ...]) -> Array:
+        """An array of memory that CuPy neither owns nor looks at."""
+        memory = self._cupy.cuda.memory
+        device = self._cupy.cuda.runtime.getDevice()
+        pointer = memory.MemoryPointer(memory.UnownedMemory(address, 0, None, device), 0)
+        return self._cupy.ndarray(shape, dtype, pointer, strides)
+
+    def assign(self, target: Array, source: Array) -> None:
+        """By a kernel of CuPy's, on the current stream."""
+        target[...] = source
 
     def pointer(self, array: Array) -> int:
         """Address of the first element of a view."""

@@ -91,6 +91,7 @@ class DevicePointer:
     """As `cupy.ndarray.data`: where element 0 lies."""
 
     __slots__ = ("ptr",)
+    device_id = 0
 
     def __init__(self, ptr):
         self.ptr = ptr

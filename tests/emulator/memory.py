@@ -6,6 +6,7 @@ import bisect
 import weakref
 
 import numpy as np
+from addresses import Address
 
 from emulator.library import machine
 
@@ -62,12 +63,17 @@ def allocate(values, name="array"):
 
 def allocation_of(values):
     """The allocation that a view lies in, or None."""
-    base = values
-    while isinstance(base, np.ndarray):
-        base = base.base
+    base = base_of(values)
     return base if isinstance(base, Allocation) else None
 
 
+def base_of(values):
+    """What a view is one of in the end."""
+    while isinstance(values, np.ndarray):
+        values = values.base
+    return values
+
+
 def on_device(values):
-    """Whether a NumPy array is a view of the machine's memory."""
-    return allocation_of(values) is not None
+    """Whether a NumPy array is a view of the machine's memory, or stands for one."""
+    return isinstance(base_of(values), (Allocation, Address))

@@ -10,6 +10,7 @@ import itertools
 from typing import NamedTuple
 
 import numpy as np
+from addresses import array_at
 
 from cuflash import _kernels
 from cuflash._device import Gpu
@@ -70,6 +71,10 @@ class EmulatorRuntime:
         self.settings = {"schedule": 2, "block_order": 2, "checks": 1}  # and what else is not to change by itself
         self._kernels = {}
 
+    @property
+    def lasting(self):
+        return self
+
     def gpu(self):
         return GPU
 
@@ -96,6 +101,12 @@ class EmulatorRuntime:
         if self.in_capture:
             raise ProblemError("attention: an array would be allocated while a graph is captured")
         return DeviceArray(memory.allocate(np.asarray(host)))
+
+    def array_at(self, address, shape, dtype, strides):
+        return DeviceArray(array_at(address, shape, dtype, strides))
+
+    def assign(self, target, source):
+        target[...] = source
 
     def pointer(self, array):
         return array._values.ctypes.data
