@@ -40,7 +40,7 @@ class Alibi:
            [[0.333, 0.333, 0.333]]])
     """
 
-    __slots__ = ("slopes",)
+    __slots__ = ("slopes", "steepest")
 
     def __init__(self, slopes: Any) -> None:
         values = np.array(slopes)
@@ -52,6 +52,7 @@ class Alibi:
             raise ProblemError("Alibi: `slopes` must be finite")
         self.slopes = values.astype(np.float64)
         self.slopes.flags.writeable = False
+        self.steepest = float(np.abs(self.slopes).max(initial=0))
 
     def __repr__(self) -> str:
         return f"Alibi({self.slopes.tolist()})"

@@ -260,3 +260,19 @@ def test_the_stand_in_has_what_cupy_has():
         for name in filter(None, owner.split(".")):
             thing = getattr(thing, name)
         assert [name for name in names if not hasattr(thing, name)] == [], owner
+
+
+def test_an_array_by_its_address(monkeypatch):
+    """The real CuPy: neither it nor its views look at what lies there."""
+    real = pytest.importorskip("cupy", reason="CuPy is not installed", exc_type=ImportError)
+    monkeypatch.setattr(real.cuda.runtime, "getDevice", lambda: 1)
+    array = cupy_runtime.CupyRuntime().array_at(1 << 62, (4, 3, 5), np.float16, (6, 2, 24))
+    assert (array.shape, array.strides, array.dtype, array.data.device_id) == ((4, 3, 5), (6, 2, 24), np.float16, 1)
+    assert array[1, 2].swapaxes(0, -1).data.ptr == (1 << 62) + 10
+    assert np.broadcast_to(array[::-1], (2, 4, 3, 5)).data.ptr == (1 << 62) + 18
+
+
+def test_assigning_converts(runtime):
+    target = np.zeros(3)
+    runtime.assign(target, np.arange(3))
+    assert target.tolist() == [0, 1, 2]

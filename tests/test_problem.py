@@ -222,6 +222,9 @@ VALUES = {
     "attention: `scale` is 1e+39, beyond the numbers that float32 is computed in": lambda: cuflash.attention(
         *[arr(3, 4, dtype=F32)] * 3, scale=1e39
     ),
+    "attention: `bias` has a slope of 1e+39, beyond the numbers that float32 is computed in": lambda: cuflash.attention(
+        *(x.astype(F32) for x in (Q, K, V)), bias=Alibi([1.0] * 7 + [-1e39])
+    ),
     "attention: `softcap` is 1e-46, beyond the numbers that float32 is computed in": lambda: cuflash.attention(
         *[arr(3, 4, dtype=F32)] * 3, softcap=1e-46
     ),

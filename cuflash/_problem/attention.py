@@ -136,7 +136,7 @@ def attention_call(
         else options.read_integers(function, "kv_lengths", kv_lengths, batch, home, 0, lk),
         mask=read_mask(function, mask, sizes.scores, home),
         bias=read_bias(function, bias, sizes.scores, home, q.dtype),
-        slopes=read_slopes(function, bias, hq),
+        slopes=read_slopes(function, bias, hq, dtype),
         sinks=read_sinks(function, sinks, hq, q.dtype),
     )  # fmt: skip
     if form == "flat":
@@ -267,11 +267,12 @@ def check_bias_array(function: str, bias: Any, home: str, dtype: Any) -> None:
     arrays.float_or_float32(function, "bias", bias, "q", dtype)
 
 
-def read_slopes(function: str, bias: Any, hq: int) -> Array | None:
-    """The slopes of an Alibi bias, one per query head."""
+def read_slopes(function: str, bias: Any, hq: int, dtype: str) -> Array | None:
+    """The slopes of an Alibi bias, one per query head, within the range of the arithmetic."""
     if not isinstance(bias, Alibi):
         return None
     match_exact(function, "bias", bias.slopes.shape, (hq,), "the slopes' shape (hq,)")
+    options.check_range(function, "bias", bias.steepest, dtype, "has a slope of")
     return bias.slopes
 
 

@@ -49,7 +49,7 @@ def decode_call(
     operands = Operands(
         q=q4, k=k, v=v, q_offset=offsets, kv_lengths=lengths,
         bias=_read_cache_bias(function, bias, (b, hq, lq, lk), cache, rows, home, q.dtype),
-        mask=mask, slopes=read_slopes(function, bias, hq),
+        mask=mask, slopes=read_slopes(function, bias, hq, dtype),
         sinks=read_sinks(function, sinks, hq, q.dtype), seqs=rows, page_table=cache.page_table if paged else None,
         k_scale=cache.k_scale.swapaxes(1, 2) if quantised else None,
         v_scale=cache.v_scale.swapaxes(1, 2) if quantised else None,

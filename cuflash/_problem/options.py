@@ -62,8 +62,7 @@ def read_scale(function: str, scale: Any, d: int, dtype: str) -> float:
     if scale is None:
         return 1.0 / sqrt(d) if d else 1.0
     factor = read_number(function, "scale", scale)
-    if abs(factor) > _number_range(dtype)[1]:
-        raise ProblemError(f"{function}: `scale` is {factor}, beyond the numbers that {dtype} is computed in")
+    check_range(function, "scale", factor, dtype)
     return factor
 
 
@@ -74,16 +73,14 @@ def read_softcap(function: str, softcap: Any, dtype: str) -> float | None:
     cap = read_number(function, "softcap", softcap)
     if cap <= 0:
         raise ProblemError(f"{function}: `softcap` is {cap}, but must be positive; None caps nothing")
-    least, most = _number_range(dtype)
-    if not least <= cap <= most:
-        raise ProblemError(f"{function}: `softcap` is {cap}, beyond the numbers that {dtype} is computed in")
+    check_range(function, "softcap", cap, dtype, least=float(np.finfo(lse_dtype(dtype)).tiny))
     return cap
 
 
-def _number_range(dtype: str) -> tuple[float, float]:
-    """The least normal and the largest number of the arithmetic for a dtype."""
-    info = np.finfo(lse_dtype(dtype))
-    return float(info.tiny), float(info.max)
+def check_range(function: str, name: str, number: float, dtype: str, said: str = "is", least: float = 0.0) -> None:
+    """A number must be one of those that a dtype is computed in, and no less than `least`."""
+    if not least <= abs(number) <= float(np.finfo(lse_dtype(dtype)).max):
+        raise ProblemError(f"{function}: `{name}` {said} {number}, beyond the numbers that {dtype} is computed in")
 
 
 def read_precision(function: str, precision: Any) -> None:

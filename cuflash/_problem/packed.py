@@ -94,7 +94,7 @@ def varlen_call(
         kv_lengths=keys if kv_lengths is None else _read_kv_lengths(function, kv_lengths, members, lengths, home),
         mask=read_mask(function, mask, _reach(mask, scores, lengths), home, _SCORES),
         bias=read_bias(function, bias, _reach(bias, scores, lengths), home, q.dtype, _SCORES),
-        slopes=read_slopes(function, bias, hq), sinks=read_sinks(function, sinks, hq, q.dtype),
+        slopes=read_slopes(function, bias, hq, dtype), sinks=read_sinks(function, sinks, hq, q.dtype),
     )  # fmt: skip
     problem = Problem(
         function, dtype, (members,), hq, dims["hk"], *scores[2:], d, dims["dv"],
