@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 from collections.abc import Callable, Sequence
 from functools import wraps
@@ -71,9 +72,13 @@ def find_prepared(function: Callable[..., Any], args: Sequence[Any], options: di
 
 
 def _perform(made: Any, function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> Any:
-    """Call a function with one backend in place of all."""
+    """Call a function with one backend in place of all; no finaliser runs meanwhile, whose calls would go there too."""
+    collects = gc.isenabled()
+    gc.disable()
     _thread.backend = made
     try:
         return function(*args, **options)
     finally:
         _thread.backend = None
+        if collects:
+            gc.enable()

@@ -86,7 +86,7 @@ class Storage:
         return self._known_calls(), () if pages is None else (pages.changes, pages.reach)
 
     def _known_calls(self) -> dict[Any, Any]:
-        """None, if an array has taken the place of another."""
+        """Those that know the arrays as they are: none any more where an array has taken the place of another."""
         now = (self.k, self.v, self.k_scale, self.v_scale, self.page_table, *self._lengths.arrays())
         if len(now) != len(self._seen) or any(map(is_not, now, self._seen)):
             self._seen, self._calls = now, {}
@@ -98,15 +98,15 @@ class Storage:
         found = find_prepared(_put, (k, v, self, seqs, lengths, layout, function), {})
         new = read() if found is None else found.value()
         known = self._calls
-        self._make_room(function, new)
+        self._make_room(function, new.rows, new.most)
         if found is not None and self._known_calls() is known:
             found.run()
         else:  # not known, or to find room the cache has taken other arrays
-            backend(function, self._home).append(read() if found else new, self._store())
+            backend(function, self._home).append(new if found is None else read(), self._store())
         self._lengths.appended(new)
 
-    def _make_room(self, function: str, new: caches.Append) -> None:
-        """Have room for new tokens, or raise CacheFullError."""
+    def _make_room(self, function: str, rows: Any, tokens: Any) -> None:
+        """Have room for so many more tokens of some sequences, or raise CacheFullError."""
         raise NotImplementedError
 
     def __getstate__(self) -> dict[str, Any]:

@@ -134,11 +134,11 @@ class KVCache(Storage):
         """
         self._append("KVCache.append", k, v, seqs, lengths, layout)
 
-    def _make_room(self, function: str, new: caches.Append) -> None:
-        _, most = self._lengths.bounds(new.rows)
+    def _make_room(self, function: str, rows: Any, tokens: Any) -> None:
+        _, most = self._lengths.bounds(rows)
         if self._lengths.exact:
             caches.check_lengths(function, most, self.capacity)
-        needed = int((most + new.most).max(initial=0))
+        needed = int((most + tokens).max(initial=0))
         if self.grow and needed > self.capacity:
             self._lengths.check_replaceable(function)
             self._enlarge(max(needed, 2 * self.capacity))

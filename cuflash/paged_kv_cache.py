@@ -250,10 +250,6 @@ class PagedKVCache(Storage):
         """
         self._append("PagedKVCache.append", k, v, seqs, lengths, layout)
 
-    def _make_room(self, function: str, new: caches.Append) -> None:
-        least, most = self._bounds(function, new.rows)
-        self._take(function, new.rows, least, most + new.most)
-
     def _bounds(self, function: str, rows: Any) -> tuple[np.ndarray, np.ndarray]:
         """At least and at most so many tokens have these sequences, and they have pages for those."""
         bounds = self._lengths.bounds(rows)
@@ -261,18 +257,18 @@ class PagedKVCache(Storage):
             caches.check_lengths(function, bounds[1], self._pages.held[rows] * self.page_size)
         return bounds
 
-    def _take(self, function: str, rows: Any, least: np.ndarray, most: np.ndarray) -> None:
-        """Give sequences pages of their own for tokens from `least` to `most`; all of them, or nothing changes."""
+    def _make_room(self, function: str, rows: Any, tokens: Any) -> None:
+        """Give sequences pages of their own for so many more tokens; all of them, or nothing changes."""
+        least, most = self._bounds(function, rows)
+        most = np.add(most, tokens, dtype=np.int64)
         if self._pages.owned(rows, least, most):
             return
         seqs, starts, stops = (np.asarray(each).tolist() for each in (rows, least, most))
         missing = self._pages.missing(zip(seqs, starts, stops))
         if missing:
             self._lengths.check_operation(function)
-            enough = len(missing) <= self.free_pages
-            caches.check_pages(function, enough, self.free_pages, self.pages, self._lengths.exact)
-            copies = self._pages.take(missing)
-            if copies:
+            caches.check_pages(function, len(missing), self.free_pages, self.pages, self._lengths.exact)
+            if copies := self._pages.take(missing):
                 backend(function, self._home).copy_pages(self._store(), *zip(*copies))
         self._pages.grant(seqs, starts, stops)
 
@@ -307,8 +303,7 @@ class PagedKVCache(Storage):
         function = "PagedKVCache.reserve"
         self._lengths.check_operation(function)
         seq, tokens = caches.read_seq(function, self, seq), caches.read_tokens(function, "tokens", tokens)
-        least, most = self._bounds(function, [seq])
-        self._take(function, [seq], least, most + tokens)
+        self._make_room(function, [seq], tokens)
 
     def truncate(self, seq: Any, length: Any) -> None:
         """Forget the tokens of some sequences from position `length` on, and free the pages behind.

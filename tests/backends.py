@@ -172,11 +172,20 @@ def tuned_to(kind, small, plans):
         for name, value in small.items():
             assert hasattr(_tuning, name), name
             patch.setattr(_tuning, name, value)
-        for plan in plans:
-            plan.cache_clear()
+        forget(plans)
         yield
+    forget(plans)
+
+
+def forget(plans):
+    """Plans, and the calls that were prepared with them, but for those over caches, which tests make themselves."""
+    from cuflash import _dispatch
+
     for plan in plans:
         plan.cache_clear()
+    for made in _dispatch._backends.values():
+        if hasattr(made, "calls"):
+            made.calls._known.clear()
 
 
 def host(array):

@@ -364,6 +364,7 @@ def test_blocks_that_take_turns_give_the_same_bits(lq, options, dtype, backend, 
         for waves in (1000, 2):
             monkeypatch.setattr(_gpu_decode_plan, "WAVES_MOST", waves)
             _gpu_decode_plan.plan_decode.cache_clear()
+            cache._calls.clear()
             assert ("which take turns at" in cuflash.explain(cuflash.decode, q, cache, **options)) == (waves == 2)
             for seqs in (None, list(range(count))[::-1]):
                 out, lse = cuflash.decode(q, cache, seqs=seqs, return_lse=True, **options)

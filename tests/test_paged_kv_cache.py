@@ -138,8 +138,10 @@ def test_a_full_cache_stays_as_it_was(count, options, dtype, tokens, filled):
 def test_an_unthinkable_reserve_fails_at_once(filled):
     cache = filled(8, 4)
     cache.add()
-    with pytest.raises(cuflash.CacheFullError):
-        cache.reserve(0, 2**31 - 1)
+    for tokens in (2**31 - 1, 2**40, 2**100):
+        with pytest.raises(cuflash.CacheFullError):
+            cache.reserve(0, tokens)
+    cache.trim(0, 2**100, 2**100)
     assert cache.page_table.nbytes < 1e4
 
 

@@ -6,7 +6,10 @@ What kernels compute is compared elsewhere: on the emulator, where from level 2 
 import copy
 import gc
 import threading
+import time
 import weakref
+from functools import partial
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,8 +18,8 @@ from recorder import KINDS, install, on_device
 
 import cuflash
 from cuflash import Alibi, CacheFullError, ProblemError, masks
-from cuflash._cuda import prepared
-from cuflash._cuda.prepared import Prepared
+from cuflash._cuda import operands, prepared
+from cuflash._cuda.prepared import Found, Prepared
 from cuflash._dispatch import find_prepared
 
 
@@ -159,6 +162,22 @@ def test_results_in_the_order_of_q(layout, recorder, normal):
     check(recorder, cuflash.attention, make)
 
 
+def test_axes_in_any_order(recorder, normal):
+    """Ten of them, some of which are alike."""
+    for order in ((0, 1, 2, 3, 4, 5, 6), (6, 5, 4, 3, 2, 1, 0), (3, 0, 6, 1, 5, 2, 4)):
+
+        def make(seed, order=order):
+            x = normal(*(1, 2, 2, 1, 3, 2, 8)[:7], seed=seed)
+            laid_out = np.ascontiguousarray(x.transpose(order)).transpose(np.argsort(order))
+            return [laid_out, np.arange(2.0)], {}
+
+        check(recorder, cuflash.rotary, make)
+    x = on_device(normal(8, *(1,) * 9, 2, 4).T)
+    start = time.perf_counter()
+    repeat(lambda: cuflash.rotary(x, 3))
+    assert time.perf_counter() - start < 1
+
+
 def test_one_head(recorder, normal):
     check(recorder, cuflash.attention, lambda seed: ([normal(9, 8, seed=seed + i) for i in range(3)], {}))
 
@@ -260,6 +279,42 @@ def test_numbers_count_by_their_types(recorder, normal):
     for wrong in ((True, 2), (1.0, 2)):
         refuse(recorder, TypeError, "`window`", lambda wrong=wrong: cuflash.attention(q, q, q, window=wrong))
     refuse(recorder, TypeError, "`scale` must be a real number", lambda: cuflash.attention(q, q, q, scale=True))
+
+
+@pytest.mark.parametrize("over_a_cache", [True, False])
+def test_lists_count_by_what_is_in_them(over_a_cache, recorder, normal):
+    if over_a_cache:
+        cache, q = cache_of("flat"), on_device(normal(2, 4, 8, dtype=np.float16))
+        call = partial(cuflash.decode, q, cache)
+    else:
+        q = on_device(normal(4, 9, 8))
+        call = partial(cuflash.attention, q, q, q)
+    repeat(lambda: call(window=[1, 4]))
+    for wrong in ([True, 4], [1.0, 4], np.array([1, 4]), [[1], [1, 2]], np.array([1, 4], object)):
+        refuse(recorder, (TypeError, ProblemError), "`window` ", lambda wrong=wrong: call(window=wrong))
+    for left in range(300, 700):  # numbers that Python makes anew, at addresses that come again
+        call(window=[left, None])
+        right = 0 if over_a_cache else recorder.launches[-1].params["problem"]["right"]
+        launch = recorder.launches[-1].params if over_a_cache else recorder.launches[-1].params["problem"]
+        assert launch["left"] == left and (over_a_cache or right > 1 << 50)
+
+
+def test_what_is_no_cache(recorder, normal):
+    q = on_device(normal(2, 4, 8))
+    for wrong in (cuflash.KVCache, Mock(), q, None):
+        refuse(recorder, TypeError, "`cache` must be", lambda wrong=wrong: cuflash.decode(q, wrong))
+
+
+def test_numbers_that_the_caller_writes_again(request, monkeypatch):
+    """What the host counts is not what was in an array before."""
+    device = Device("in NumPy", request.config, monkeypatch)
+    cache, (new, _), counts = device.flat(), device.tokens(2, 2), np.array([1, 1], np.int32)
+    for step in range(3):
+        cache.append(new, new, lengths=counts)
+        counts[:] = 0
+        cache.append(new, new, lengths=counts)
+        counts[:] = 1
+        assert cache._lengths._most.tolist() == [step + 1] * 2 == device.lengths(cache)
 
 
 def test_results_that_overlap(recorder, normal):
@@ -382,6 +437,41 @@ def test_a_cache_that_takes_other_arrays(request, monkeypatch):
         cuflash.decode(q, cache)
     assert cache.capacity == 32
     assert any(isinstance(call, Prepared) for call in cache._calls.values())
+
+
+@pytest.mark.parametrize("kernels", ["rows", "slopes"])
+def test_a_call_that_is_found_can_be_captured_next(kernels, recorder, normal, monkeypatch):
+    """However many others were made since its first time."""
+    monkeypatch.setattr(operands, "_constants", operands.Remembered(3))
+    cache, q = cache_of("flat"), on_device(normal(1, 4, 8, dtype=np.float16))
+    cache._lengths.kept._rows = operands.Remembered(3)
+    out = on_device(normal(1, 4, 8, dtype=np.float16))
+
+    def call(i):
+        bias = Alibi(np.arange(4) + i) if kernels == "slopes" else None
+        cuflash.decode(q, cache, out=out, bias=bias, seqs=[i % 2 if kernels == "rows" else 0])
+
+    repeat(lambda: call(0))
+    for i in range(1, 6):
+        call(i)
+    call(0)
+    monkeypatch.setattr(recorder, "capturing", lambda: True)
+    monkeypatch.setattr(recorder, "asarray", lambda host: pytest.fail("an upload while a graph is captured"))
+    call(0)
+
+
+def test_nothing_else_is_done_while_a_call_is_prepared(recorder, normal):
+    """A finaliser that calls something would have it written down, too."""
+    q, collects = on_device(normal(4, 9, 8)), []
+
+    def function(array):
+        collects.append(gc.isenabled())
+        return array
+
+    for found in (None, Found, Found):
+        assert (found is None) == (find_prepared(function, (q,), {}) is None)
+    assert collects == [False]
+    assert gc.isenabled()
 
 
 # What is kept.

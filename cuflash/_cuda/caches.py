@@ -14,6 +14,7 @@ import numpy as np
 from cuflash._cuda.operands import (
     NO_TOKENS,
     Batch,
+    Remembered,
     constant,
     converted,
     empty_like,
@@ -68,11 +69,11 @@ class Kept:
         self.numbers: Array | None = None
         self.captured = False
         self.looked_at = FARTHEST  # tokens of a sequence that every graph looks at, if there are so many
-        self._rows: dict[bytes, Array] = {}
+        self._rows = Remembered(ROWS_KEPT)
         self._held: list[Any] = []
 
     def __getstate__(self) -> dict[str, Any]:
-        return vars(self) | {"captured": False, "looked_at": FARTHEST, "_rows": {}, "_held": []}
+        return vars(self) | {"captured": False, "looked_at": FARTHEST, "_held": []}
 
     def check_replaceable(self, function: str) -> None:
         """Arrays of which a graph knows the addresses cannot make place for larger ones."""
@@ -86,13 +87,7 @@ class Kept:
         """A list of sequences as kernels read it, int32."""
         if rows is None:
             return None
-        key = rows.tobytes()
-        found = self._rows.get(key)
-        if found is None:
-            if len(self._rows) >= ROWS_KEPT:
-                self._rows = {}
-            found = self._rows[key] = runtime.asarray(rows.astype(np.int32))
-        return found
+        return self._rows.get(rows.tobytes(), lambda: runtime.asarray(rows.astype(np.int32)))
 
     def arrays(self) -> tuple[Array | None, ...]:
         """All that launches point to, but for lists of sequences."""

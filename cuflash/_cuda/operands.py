@@ -4,10 +4,13 @@ address. No array is copied, but for a few integers of a size that no kernel rea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from math import prod
 from typing import Any, NamedTuple
+from weakref import WeakValueDictionary
 
 import numpy as np
 
@@ -151,29 +154,51 @@ def empty_like(runtime: Runtime, like: Array, shape: tuple[int, ...], dtype: Any
     return runtime.empty(tuple(shape[axis] for axis in order), dtype).transpose(*map(order.index, range(len(order))))
 
 
-@lru_cache(maxsize=CONSTANTS)
-def _constant(runtime: Any, place: tuple[int, ...], content: bytes, shape: tuple[int, ...]) -> Array:
-    return runtime.asarray(np.frombuffer(content, np.float64).reshape(shape).copy())
+class Remembered:
+    """Arrays of a device by what they were made of: the last ones used, and whatever is held elsewhere.
+
+    A copy is empty.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._last: OrderedDict[Any, Array] = OrderedDict()
+        self._alive: WeakValueDictionary[Any, Array] = WeakValueDictionary()
+        self._lock = threading.RLock()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Remembered, (self._most,)
+
+    def get(self, key: Any, make: Callable[[], Array]) -> Array:
+        """The array of a key, made if it is not here any more."""
+        with self._lock:
+            found = self._alive.get(key)
+            if found is None:
+                found = self._alive[key] = make()
+            self._last[key] = found
+            self._last.move_to_end(key)
+            if len(self._last) > self._most:
+                self._last.popitem(last=False)
+            return found
 
 
-_in_graphs: dict[tuple[Any, ...], Array] = {}  # by the arguments of `_constant`
+_constants = Remembered(CONSTANTS)
+_in_graphs: dict[Any, Array] = {}  # of `_constants`
 
 
-def constant(runtime: Any, host: np.ndarray) -> Array:
+def constant(runtime: Runtime, host: np.ndarray) -> Array:
     """A float64 array of the host on the device; a small one is kept there for the next call that has the same numbers.
 
     It is kept for the current stream: on another one its copy may not be done yet. One that is used while a graph is
     captured stays until the process ends: nobody tells when the last replay is over.
     """
-    runtime = runtime.lasting
     if host.nbytes > CONSTANT_BYTES:
         return runtime.asarray(np.ascontiguousarray(host))
-    key = (runtime, runtime.place(), host.tobytes(), host.shape)
-    found = _in_graphs.get(key)
-    if found is None:
-        found = _constant(*key)
-        if runtime.capturing():
-            _in_graphs[key] = found
+    lasting = runtime.lasting
+    key = (lasting, lasting.place(), host.tobytes(), host.shape)
+    found = _constants.get(key, lambda: lasting.asarray(host.copy()))
+    if lasting.capturing():
+        _in_graphs[key] = found
     return found
 
 

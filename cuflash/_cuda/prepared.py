@@ -10,14 +10,14 @@ writes down. All checks, plans and structs are made as ever; in the structs, add
                    ├─ seen once ────► the function on stand-ins, by a Scribe ──► Prepared
                    └─ Prepared ─────► allocate, put in addresses, launch
 
-What a key cannot hold takes the long way each time: numbers in the host's memory, what is captured in a graph, arrays
-that overlap, and whatever has to be converted or waited for first.
+What a key cannot hold takes the long way each time: numbers in the host's memory, unless they name sequences of a
+cache; what is captured in a graph; arrays that overlap; whatever has to be converted or waited for first.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from itertools import accumulate, chain, permutations
+from itertools import accumulate, chain
 from operator import itemgetter, mul
 from typing import Any, NamedTuple
 
@@ -26,7 +26,7 @@ import numpy as np
 from cuflash import masks
 from cuflash._bias import Alibi
 from cuflash._kernels import KERNELS, KernelSpec
-from cuflash._problem.views import ends, span
+from cuflash._problem.views import ends, overlap, span
 from cuflash._runtime import Runtime
 
 Array = Any
@@ -37,6 +37,8 @@ PLAIN = frozenset((
     type(None), bool, int, float, str, np.bool_, np.int32, np.int64, np.float32, np.float64, masks.Window, masks.Causal,
 ))  # fmt: skip
 WRITTEN = ("out", "lse_out", "workspace")  # options that are arrays to be filled
+SEVERAL = (tuple, list)
+NUMBERS_MOST = 1024  # of a list, or of an array of the host, in a key
 CALLS_KEPT = 1024  # of a process, and of a cache; at one more all are forgotten
 FIRST, ROOM = 1 << 62, 1 << 48  # where stand-ins begin, and bytes from one to the next: no device has such addresses
 ALIGNMENT = 16  # bytes: stand-ins are aligned as what they stand for
@@ -147,19 +149,15 @@ class Calls:
                 key.append((value.shape, value.strides, value.dtype, at % ALIGNMENT))
             elif own in PLAIN:
                 key.append((own, value))
-            elif own is tuple and all(type(one) in PLAIN for one in value):
-                key.append((*map(type, value), value))
             elif own is Alibi:
                 key.append(value.slopes.tobytes())
-            elif cache is None and hasattr(value, "_prepared"):
-                cache = value._prepared()
-                if cache is None:
-                    return None
+            elif hasattr(own, "_prepared") and (cache := value._prepared()) is not None:
                 known, numbers = cache
                 key.append(numbers)
-            elif cache is not None and own in (list, np.ndarray):  # sequences of the cache
-                rows = np.asarray(value)
-                key.append((rows.dtype.str, rows.shape, rows.tobytes()))
+            elif own in SEVERAL and len(value) <= NUMBERS_MOST and all(type(one) in PLAIN for one in value):
+                key.append((own, *map(type, value), *value))
+            elif own is np.ndarray and cache is not None and value.size <= NUMBERS_MOST and value.dtype.kind in "iu":
+                key.append((own, value.dtype.str, value.shape, value.tobytes()))
             else:
                 return None
         # A bias over a cache must be as long as its sequences are known to be by now.
@@ -177,7 +175,7 @@ class Calls:
             return None
         if found is SEEN:
             found = known[name] = self._prepare(function, args, options, given, perform)
-        if found is NEVER or found.overlap(addresses):
+        if found is SEEN or found is NEVER or found.overlap(addresses):
             return None
         return Found(found, runtime, given, addresses)
 
@@ -185,12 +183,14 @@ class Calls:
         self, function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any], given: list[Array],
         perform: Perform,
     ) -> Any:  # fmt: skip
-        """A `Prepared`, or NEVER."""
+        """A `Prepared`, or NEVER; SEEN again where a wrong call may come with other arrays."""
         scribe, kind = Scribe(self._runtime, given), type(args[0])
         stand_ins = iter(scribe.given)
         standing = [next(stand_ins) if type(value) is kind else value for value in args]
         named = {name: next(stand_ins) if type(value) is kind else value for name, value in options.items()}
         written = tuple(i for i, x in enumerate(scribe.given) if any(x is named.get(name) for name in WRITTEN))
+        if any(overlap(given[i], other) for i in written for j, other in enumerate(given) if i != j):
+            return SEEN
         try:
             return scribe.finish(perform(self._make_backend(scribe), function, standing, named), written)
         except Unpreparable:
@@ -256,7 +256,7 @@ class Scribe:
         results: tuple[Any, ...] = (result,)
         if isinstance(result, tuple):
             form, results = getattr(result, "_make", tuple), result
-        if not all(array is None or hasattr(array, "data") for array in results):
+        if not all(array is None or type(array) is type(self.given[0]) for array in results):
             form, results = (lambda _: result), ()
         return Prepared(
             tuple(self._made), tuple(self._launches),
@@ -268,11 +268,13 @@ class Scribe:
     def _find(self, result: Array) -> tuple[int, tuple[int, ...] | None]:
         """Which array a result is, and how its axes were transposed."""
         index = _index(self.lasting.pointer(result))
-        array, wanted = self._stand_ins[index], (result.shape, result.strides)
-        if (array.shape, array.strides) == wanted:
-            return index, None
-        turned = ((axes, array.transpose(axes)) for axes in permutations(range(array.ndim)))
-        return index, next(axes for axes, view in turned if (view.shape, view.strides) == wanted)
+        array = self._stand_ins[index]
+        left: list[Any] = [*zip(array.shape, array.strides)]
+        axes: list[int] = []
+        for axis in zip(result.shape, result.strides):
+            axes.append(left.index(axis))
+            left[axes[-1]] = None
+        return index, None if axes == sorted(axes) else tuple(axes)
 
 
 def _index(address: int) -> int:

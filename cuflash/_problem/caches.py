@@ -16,6 +16,7 @@ from cuflash._problem.match import match, match_exact
 from cuflash.errors import CacheFullError, ProblemError
 
 QUANTISED = ("int8", "float8_e4m3fn")
+TOKENS_MOST = 1 << 62
 _STORED = f"{arrays.FLOATS}, or int8 or float8_e4m3fn"
 _APPENDED = ("float16", "bfloat16", "float32")  # what a quantised cache takes, and decodes for
 
@@ -260,7 +261,7 @@ def append_call(function: str, cache: Any, k: Array, v: Array, seqs: Any, length
     given = options.read_integers(function, "lengths", lengths, (b,), known, 0, l)
     if home != "numpy" and type(given) not in (int, np.ndarray):
         return Append(k, v, rows, given, False, np.full(b, l, np.int32), dtype, function)
-    counts = np.broadcast_to(np.asarray(given, np.int32), (b,))
+    counts = np.broadcast_to(np.array(given, np.int32), (b,))  # a copy: it may be kept longer than the call
     return Append(k, v, rows, counts, bool((counts == l).all()), counts, dtype, function)
 
 
@@ -273,9 +274,9 @@ def check_room(function: str, needed: int, capacity: int, exact: bool) -> None:
         )
 
 
-def check_pages(function: str, enough: bool, free: int, pages: int, exact: bool) -> None:
+def check_pages(function: str, taken: int, free: int, pages: int, exact: bool) -> None:
     """The pages that an append or a reserve takes must be free; `exact` as in `Lengths`."""
-    if not enough:
+    if taken > free:
         raise CacheFullError(
             f"{function}: takes more pages than the {free} that are free of the cache's {pages}; "
             f"{_sync(exact)}free or trim a sequence, or make the cache with more"
@@ -316,11 +317,11 @@ def read_seq(function: str, cache: Any, seq: Any) -> int:
 
 
 def read_tokens(function: str, name: str, value: Any) -> int:
-    """A number of tokens."""
+    """A number of tokens, in 64 bits: one that has no place there is more than any cache holds anyway."""
     tokens = options.read_integer(function, name, value)
     if tokens < 0:
         raise ProblemError(f"{function}: `{name}` is {tokens}, but must be 0 or more")
-    return tokens
+    return min(tokens, TOKENS_MOST)
 
 
 def truncate_call(function: str, cache: Any, seq: Any, length: Any) -> tuple[Array, Array]:
