@@ -47,9 +47,6 @@ class BoundedLengths(Lengths):
     def _backend(self) -> Any:
         return backend("cache", self._home)
 
-    def arrays(self) -> tuple[Array, ...]:
-        return (self.array, *self.kept.arrays())
-
     def replace(self, array: Array) -> None:
         """Write an array into the one that is there, whose address graphs and kernels know."""
         arrays.check_library("cache", "lengths", array, self._home, "k")

@@ -9,12 +9,13 @@ import threading
 from collections.abc import Callable, Sequence
 from functools import wraps
 from importlib import import_module
-from typing import Any, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 from cuflash._problem import arrays
 from cuflash.errors import UnsupportedError
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Given = ParamSpec("Given")
+Result = TypeVar("Result")
 
 _backends: dict[str, Any] = {}
 _thread = threading.local()  # `backend`: the one that stands for all in a thread, while there is one
@@ -52,15 +53,16 @@ def register(home: str, kind: type, made: Any) -> None:
     _backends[home] = made
 
 
-def prepared(function: Function) -> Function:
+def prepared(function: Callable[Given, Result]) -> Callable[Given, Result]:
     """Have the calls of a public function found again where the backend of its first argument can."""
 
     @wraps(function)
-    def call(*args: Any, **options: Any) -> Any:
+    def call(*args: Given.args, **options: Given.kwargs) -> Result:
         found = find_prepared(function, args, options)
-        return function(*args, **options) if found is None else found.run()
+        result: Result = function(*args, **options) if found is None else found.run()
+        return result
 
-    return call  # type: ignore[return-value]
+    return call
 
 
 def find_prepared(function: Callable[..., Any], args: Sequence[Any], options: dict[str, Any]) -> Any:

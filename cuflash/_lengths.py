@@ -24,10 +24,6 @@ class Lengths:
     def __init__(self, sequences: int) -> None:
         self.array: Array = np.zeros(sequences, np.int32)
 
-    def arrays(self) -> tuple[Array, ...]:
-        """The lengths, and whatever a backend keeps for the cache."""
-        return (self.array,)
-
     def replace(self, array: Array) -> None:
         """Take another array, as a user hands it in; nothing is said yet about what it is."""
         self.array = array

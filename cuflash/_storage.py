@@ -86,9 +86,12 @@ class Storage:
         return self._known_calls(), () if pages is None else (pages.changes, pages.reach)
 
     def _known_calls(self) -> dict[Any, Any]:
-        """Those that know the arrays as they are: none any more where an array has taken the place of another."""
-        now = (self.k, self.v, self.k_scale, self.v_scale, self.page_table, *self._lengths.arrays())
-        if len(now) != len(self._seen) or any(map(is_not, now, self._seen)):
+        """Those that know the arrays as they are: none any more where an array has taken the place of another.
+
+        What a backend keeps beside them gives way together with one of these, or stays as long as it is pointed to.
+        """
+        now = (self.k, self.v, self.k_scale, self.v_scale, self.page_table, self.lengths)
+        if not self._seen or any(map(is_not, now, self._seen)):
             self._seen, self._calls = now, {}
         return self._calls
 

@@ -12,6 +12,7 @@ import backends
 import levels
 import numpy as np
 import pytest
+import recorder as recorders
 import sharing
 from backends import host
 from hypothesis import Phase, settings
@@ -67,6 +68,18 @@ def pytest_runtestloop(session):
 def backend(request):
     """Where the test runs."""
     return backends.make(request.param, str(request.config.cache.mkdir("emulator")))
+
+
+@pytest.fixture(params=list(recorders.KINDS))
+def recorder(request, monkeypatch):
+    """What arrays of either kind are computed by: it launches nothing."""
+    return recorders.install(monkeypatch, kind=request.param)
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The same where arrays have to be copied or converted, which CuPy does on a GPU."""
+    return recorders.install(monkeypatch)
 
 
 @pytest.fixture(params=["float16", "bfloat16", "float32", "float64"])

@@ -11,26 +11,13 @@ import numpy as np
 import pytest
 from numpy.lib.stride_tricks import as_strided
 from problems import VIEWS, ZERO_SIZES
-from recorder import DTYPES, KINDS, expect, fill, install, integers_seen, look, on_device, operands, seen, values_of
+from recorder import DTYPES, expect, fill, integers_seen, look, on_device, operands, seen, values_of
 
 import cuflash
 from cuflash import Alibi, ProblemError, UnsupportedError, masks
 from cuflash._cuda.operands import CONSTANTS, merge_axes
 from cuflash._params import FARTHEST
 from cuflash._problem.views import overlap
-
-
-@pytest.fixture(params=list(KINDS))
-def recorder(request, monkeypatch):
-    """Arrays of either kind are computed by it."""
-    return install(monkeypatch, kind=request.param)
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """The same where arrays have to be copied or converted, which CuPy does on a GPU."""
-    return install(monkeypatch)
-
 
 # Operands.
 

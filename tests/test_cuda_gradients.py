@@ -10,18 +10,6 @@ import cuflash
 from cuflash._device import Gpu
 
 
-@pytest.fixture(params=list(KINDS))
-def recorder(request, monkeypatch):
-    """Arrays of either kind are computed by it."""
-    return install(monkeypatch, kind=request.param)
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """The same where arrays have to be copied or converted, which CuPy does on a GPU."""
-    return install(monkeypatch)
-
-
 def test_the_passes_of_a_gradient_in_their_order(recorder, normal):
     q, k, v = operands(normal, [(2,)] * 3)
     dout, out, lse, dlse = (

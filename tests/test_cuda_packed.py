@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 from problems import VIEWS
-from recorder import KINDS, install, integers_seen, look, on_device, values_of
+from recorder import integers_seen, look, on_device, values_of
 
 import cuflash
 from cuflash import ProblemError, UnsupportedError, masks
@@ -11,18 +11,6 @@ from cuflash._params import UNSET
 
 STARTS = ([0, 3, 3, 5], [0, 2, 6, 7])  # members of 3, 0 and 2 queries, and of 2, 4 and 1 keys
 LISTS = ("q", "kv", "both", "none")  # which of the starts are lists
-
-
-@pytest.fixture(params=list(KINDS))
-def recorder(request, monkeypatch):
-    """Arrays of either kind are computed by it."""
-    return install(monkeypatch, kind=request.param)
-
-
-@pytest.fixture
-def stand_in(monkeypatch):
-    """The same where arrays have to be copied or converted, which CuPy does on a GPU."""
-    return install(monkeypatch)
 
 
 def packed(normal, d=3, dv=2):

@@ -89,10 +89,6 @@ class Kept:
             return None
         return self._rows.get(rows.tobytes(), lambda: runtime.asarray(rows.astype(np.int32)))
 
-    def arrays(self) -> tuple[Array | None, ...]:
-        """All that launches point to, but for lists of sequences."""
-        return self.dropped, self.shared, self.reserved, self.tickets, self.numbers
-
     def make_room(self, runtime: Runtime, tickets: int, numbers: int = 0, dtype: Any = np.float32) -> None:
         """Have so many counters, all 0, and numbers.
 

@@ -37,8 +37,8 @@ PLAIN = frozenset((
     type(None), bool, int, float, str, np.bool_, np.int32, np.int64, np.float32, np.float64, masks.Window, masks.Causal,
 ))  # fmt: skip
 WRITTEN = ("out", "lse_out", "workspace")  # options that are arrays to be filled
-SEVERAL = (tuple, list)
-NUMBERS_MOST = 1024  # of a list, or of an array of the host, in a key
+SEVERAL = (tuple, list)  # of what is PLAIN
+NUMBERS_MOST = 1024  # in one of these, or in an array of the host
 CALLS_KEPT = 1024  # of a process, and of a cache; at one more all are forgotten
 FIRST, ROOM = 1 << 62, 1 << 48  # where stand-ins begin, and bytes from one to the next: no device has such addresses
 ALIGNMENT = 16  # bytes: stand-ins are aligned as what they stand for
